@@ -52,7 +52,7 @@ def convert(value: Any, kind: type[Kind], file: object, where: str = "") -> Kind
     try:
         return msgspec.convert(value, kind, dec_hook=_to_path)
     except msgspec.ValidationError as error:
-        raise _to_input_error(str(error), copy.deepcopy(value), kind, file, where) from None
+        raise _to_input_error(str(error), value, kind, file, where) from None
 
 
 def read_json_as(path: Path | str, kind: type[Kind]) -> Kind:
@@ -71,8 +71,11 @@ def _to_path(kind: type, value: Any) -> Path:
 
 
 def _to_input_error(message: str, value: Any, kind: Any, file: object, where: str) -> InputError:
-    info, found = inspect.type_info(kind), value
     path = PATH.search(message)
+    if path and "..." in path[1]:
+        # `_wrong_key` changes mappings.
+        value = copy.deepcopy(value)
+    info, found = inspect.type_info(kind), value
     for name, index in STEP.findall(path[1] if path else ""):
         if isinstance(info, inspect.Metadata):
             # The description is of the whole value, of which a part is wrong.

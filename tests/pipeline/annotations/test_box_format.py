@@ -18,20 +18,16 @@ from pipeline.utils.errors import InputError
 HICO = Path(__file__).parents[2] / "data" / "hico_det"
 
 
-def read_golden(name):
-    return json.loads(gzip.decompress((HICO / name).read_bytes()))
-
-
 @pytest.fixture(scope="module")
 def hoia():
     """HICO-DET's test annotations."""
-    return read_golden("test_hico.json.gz")
+    return json.loads(gzip.decompress((HICO / "test_hico.json.gz").read_bytes()))
 
 
 @pytest.fixture(scope="module")
 def instances():
     """The same annotations in HICO-DET's `instances` format."""
-    return read_golden("instances_test2015.json.gz")
+    return json.loads(gzip.decompress((HICO / "instances_test2015.json.gz").read_bytes()))
 
 
 def to_normalised(box, size):
@@ -194,30 +190,21 @@ def test_swapped_roles_are_refused(save_json, hico, hoia):
         read_predictions(file, hico)
 
 
-def coco(boxes, size):
-    rows = [
-        {"id": number, "image_id": 1, "category_id": 1, "bbox": box}
-        for number, box in enumerate(boxes)
-    ]
-    image = {"id": 1, "file_name": "a.jpg", "width": size[0], "height": size[1]}
-    return {"images": [image], "annotations": rows, "categories": [{"id": 1, "name": "person"}]}
-
-
 def test_format_of_coco_boxes(save_json, hico):
     rng = np.random.default_rng(0)
     first = rng.uniform(0, 300, (30, 2))
     last = np.minimum(first + rng.uniform(20, 300, (30, 2)), [640, 480])
-    corners = np.concatenate([first, last], axis=1)
     xywh = np.concatenate([first, last - first], axis=1)
     shares = xywh / [640, 480, 640, 480]
-    for boxes, form in ((corners, XYXY), (shares, "0 to 1"), (xywh, None)):
-        file = save_json(coco(boxes.tolist(), (640, 480)))
+    image = {"id": 1, "file_name": "a.jpg", "width": 640, "height": 480}
+    for boxes, form in ((np.hstack([first, last]), XYXY), (shares, "0 to 1"), (xywh, None)):
+        rows = [{"image_id": 1, "category_id": 1, "bbox": box} for box in boxes.tolist()]
+        file = save_json({"images": [image], "annotations": rows, "categories": []})
         if form is None:
             assert len(load_annotations(file, hico, "train").annotations[0].boxes) == 30
             continue
-        with pytest.raises(BoxFormatError) as caught:
+        with pytest.raises(BoxFormatError, match=re.escape(form)):
             load_annotations(file, hico, "train")
-        assert form in str(caught.value)
 
 
 @pytest.mark.parametrize("size", [(12, 12), (1, 1), None])
@@ -234,9 +221,8 @@ def test_small_images_and_few_boxes_are_accepted(size):
 @pytest.mark.parametrize("form", ["0 to 1", XYWH])
 def test_other_format_in_a_part_of_the_images_is_refused(save_json, hico, hoia, form):
     entries = of_hoia(hoia, 0, 30, CHANGES[form], True) + of_hoia(hoia, 30, 70, unchanged, True)
-    with pytest.raises(BoxFormatError) as caught:
+    with pytest.raises(BoxFormatError, match=re.escape(form)):
         load_annotations(save_json(entries), hico, "test")
-    assert form in str(caught.value)
 
 
 def test_boxes_without_area_are_accepted(save_json, hico, hoia):

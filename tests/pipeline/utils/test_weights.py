@@ -67,49 +67,36 @@ def test_different_weights_have_different_digests(other):
     assert weights_digest(other) != weights_digest(STATE)
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
+def test_plain_values_of_training_scripts_are_read(tmp_path):
+    values = [
         None,
         argparse.Namespace(lr=1e-4, output_dir=Path("/runs/a"), device="cuda"),
         SimpleNamespace(lr=1e-4),
-        np.float64(0.29),
-        np.float32(0.29),
-        np.int64(89),
-        np.uint16(8),
-        np.bool_(True),
-        Counter([60, 60]),
-        torch.device("cpu"),
-        torch.Size([2, 3]),
+        *(np.float64(0.29), np.float32(0.29), np.int64(89), np.uint16(8), np.bool_(True)),
+        *(Counter([60, 60]), torch.device("cpu"), torch.Size([2, 3])),
+    ]
+    arrays = [np.linspace(0, 1, 6).reshape(2, 3), np.array(["ride", "hold"])]
+    torch.save({"model": STATE, "values": values, "arrays": arrays}, tmp_path / "a.pth")
+    found = read_checkpoint(tmp_path / "a.pth")
+    assert found["values"] == values
+    for one, other in zip(found["arrays"], arrays, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"PosixPath", b"WindowsPath"),
+        (b"numpy._core.multiarray", b"numpy.core.multiarray"),
+        (b"numpy.core.multiarray", b"numpy._core.multiarray"),
     ],
-    ids=lambda value: type(value).__name__,
 )
-def test_plain_values_of_training_scripts_are_read(tmp_path, value):
-    torch.save({"model": STATE, "more": value}, tmp_path / "a.pth")
-    assert read_checkpoint(tmp_path / "a.pth")["more"] == value
-
-
-def test_numpy_arrays_are_read(tmp_path):
-    arrays = {"ap": np.linspace(0, 1, 6).reshape(2, 3), "names": np.array(["ride", "hold"])}
-    torch.save({"model": STATE, "best": arrays}, tmp_path / "a.pth")
-    for name, found in read_checkpoint(tmp_path / "a.pth")["best"].items():
-        np.testing.assert_array_equal(found, arrays[name])
-
-
-def test_paths_of_another_operating_system_are_read(tmp_path):
-    file = tmp_path / "a.pth"
-    torch.save({"out": Path("/runs/a")}, file, _use_new_zipfile_serialization=False)
-    file.write_bytes(file.read_bytes().replace(b"PosixPath", b"WindowsPath"))
-    assert read_checkpoint(file)["out"].name == "a"
-
-
-@pytest.mark.parametrize("module", [b"numpy.core.multiarray", b"numpy._core.multiarray"])
-def test_scalars_of_older_and_newer_numpy_are_read(tmp_path, module):
-    file = tmp_path / "a.pth"
-    torch.save({"best": np.float64(0.5)}, file, _use_new_zipfile_serialization=False)
-    content = file.read_bytes().replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
-    file.write_bytes(content.replace(b"numpy.core.multiarray", module))
-    assert read_checkpoint(file) == {"best": 0.5}
+def test_values_of_other_systems_and_versions_are_read(tmp_path, old, new):
+    file, content = tmp_path / "a.pth", {"out": Path("/runs/a"), "best": np.float64(0.5)}
+    torch.save(content, file, _use_new_zipfile_serialization=False)
+    file.write_bytes(file.read_bytes().replace(old, new))
+    found = read_checkpoint(file)
+    assert (found["out"].name, found["best"]) == ("a", 0.5)
 
 
 def zipped(names):
@@ -123,7 +110,6 @@ def zipped(names):
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:9f2c\nsize 167502836\n"
 
 
-@pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
 @pytest.mark.parametrize(
     ("content", "facts"),
     [
@@ -146,12 +132,13 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:9f2c\nsize 16
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "file",
 )
-def test_other_kinds_of_files_are_named(tmp_path, name, content, facts):
-    (tmp_path / name).write_bytes(content)
+def test_other_kinds_of_files_are_named(tmp_path, content, facts):
+    file = tmp_path / "w.safetensors"
+    file.write_bytes(content)
     with pytest.raises(InputError) as caught:
-        load_weights(tmp_path / name)
+        load_weights(file)
     line = str(caught.value)
-    assert line.startswith(f"{tmp_path / name}: ") and line.isprintable()
+    assert line.startswith(f"{file}: ") and line.isprintable()
     assert all(fact in line for fact in facts), line
 
 
@@ -299,15 +286,9 @@ def test_no_code_of_a_torchscript_archive_runs(archive, capsys):
 def test_damaged_torchscript_archive_is_refused(archive, change):
     path, _ = archive
     rewritten(path, change)
-    with pytest.raises(InputError, match=r"model\.pt: expected") as caught:
-        load_weights(path)
-    assert "\n" not in str(caught.value)
-
-
-def test_truncated_torchscript_archive_is_refused(archive):
-    path, _ = archive
     content = path.read_bytes()
-    for share in (0.1, 0.5, 0.99):
+    for share in (1, 0.99, 0.5):
         path.write_bytes(content[: int(len(content) * share)])
-        with pytest.raises(InputError, match=r"model\.pt: expected"):
+        with pytest.raises(InputError, match=r"model\.pt: expected") as caught:
             load_weights(path)
+        assert "\n" not in str(caught.value)
