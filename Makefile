@@ -5,7 +5,8 @@ LOWEST := .venv-lowest
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-# Variables of `make demo`, `make study` and `make test-lowest`.
+# Variables of the installation, `make demo`, `make study` and `make test-lowest`.
+TORCH ?= auto
 SPLIT ?= ua
 SEED ?= 0
 CEILING ?= 0
@@ -15,10 +16,19 @@ TESTS ?= tests
 
 .PHONY: demo study test test-slow test-all test-gpu test-lowest coverage docs lint clean
 
+# Without an NVIDIA driver, torch's CPU build is installed, which is much smaller than PyPI's CUDA build.
+# TORCH=cpu, cu126 and so on choose a build of torch's own package index, TORCH=pypi that of PyPI.
+UV_INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[dev]'
+
 $(INSTALLED): setup.cfg pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip uv
+	@if [ "$(TORCH)" = pypi ]; then $(UV_INSTALL); \
+	elif $(UV_INSTALL) --torch-backend=$(TORCH) 2>$(VENV)/uv.log; then :; \
+	elif [ "$(TORCH)" = auto ]; then \
+	    echo "torch's package index cannot be used, installing PyPI's build of torch"; $(UV_INSTALL); \
+	else cat $(VENV)/uv.log >&2; exit 2; fi
+	@$(BIN)/python -c "import torch; print('installed torch', torch.__version__)"
 	@touch $@
 
 demo: $(INSTALLED)
