@@ -12,7 +12,6 @@ from evaluation.predictions import read_predictions
 from evaluation.report.gallery import build_gallery
 from evaluation.results import read_results
 from pipeline.datasets.dataset import open_dataset
-from pipeline.images import read_image
 
 GAP = 8
 ROW_TITLE = "Drawn at random"
@@ -41,7 +40,7 @@ def draw(runs: Path, rows: int, side: int) -> Image.Image:
         comparison,
         test.annotations,
         list(zip(comparison.entries, detections, strict=True)),
-        lambda image_id: read_image(files[image_id]),
+        files,
     )
     items = next(row for row in gallery_rows if row.title == ROW_TITLE).items[:rows]
     step = side + GAP

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -16,6 +17,7 @@ from evaluation.drawing.interactions import draw_interactions
 from evaluation.drawing.samples import true_positive_masks
 from evaluation.hico.nms import pairwise_nms
 from evaluation.tables import join_names
+from pipeline.images import read_image
 from pipeline.types import Annotation, Detections
 from pipeline.utils.errors import InputError
 from pipeline.vocabulary import Vocabulary
@@ -89,8 +91,7 @@ def build_gallery(
     comparison: Comparison,
     annotations: Sequence[Annotation],
     entries: Sequence[tuple[ComparisonEntry, Sequence[Detections]]],
-    load_image: Callable[[str], Image.Image],
-    available: Collection[str] | None = None,
+    files: Mapping[str, Path],
 ) -> list[GalleryRow]:
     """Selects test images, and draws the ground truth and the detections of each entry.
 
@@ -102,14 +103,13 @@ def build_gallery(
         annotations: of all test images.
         entries: with their detections; those of the first entry decide which images are the best
             and the worst.
-        load_image: returns the image of an image id.
-        available: ids of the images that exist; None for all.
+        files: path by image id, of the images that exist.
     """
     vocabulary, unseen = comparison.vocabulary, comparison.unseen
     ground_truth = [
         replace(item, hois=item.hois[interaction_indices(item, vocabulary) >= 0])
         for item in annotations
-        if available is None or item.image_id in available
+        if item.image_id in files
     ]
     labels = [interaction_indices(item, vocabulary) for item in ground_truth]
     drawn = [
@@ -120,7 +120,7 @@ def build_gallery(
         """The drawings of a test image; None if it cannot be read."""
         image_id = ground_truth[index].image_id
         try:
-            image = load_image(image_id)
+            image = read_image(files[image_id])
         except InputError:
             return None
         drawing = draw_interactions(

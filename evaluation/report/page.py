@@ -23,7 +23,6 @@ from evaluation.tables import (
     join_names,
 )
 from evaluation.vcoco.average_precision import AGENT_AP, ROLE_AP
-from pipeline.images import read_image
 from pipeline.utils.files import read_json
 
 PROTOCOL_TITLES = {
@@ -72,15 +71,11 @@ def build_page(comparison: Comparison, inputs: ReportInputs) -> Page:
     detailed = comparison.with_interaction_ap
     rows = build_class_rows(detailed, inputs.training_counts, inputs.test_counts)
     sections = build_sections(comparison, inputs, rows)
-    files = inputs.image_files
+    entries = [(predictions.entry, predictions.detections) for predictions in inputs.detailed]
     gallery_rows = []
-    if files and inputs.detailed:
+    if inputs.image_files and entries:
         gallery_rows = build_gallery(
-            comparison,
-            inputs.test_annotations,
-            [(predictions.entry, predictions.detections) for predictions in inputs.detailed],
-            lambda image_id: read_image(files[image_id]),
-            files.keys(),
+            comparison, inputs.test_annotations, entries, inputs.image_files
         )
     environment = Environment(
         loader=PackageLoader("evaluation.report"),

@@ -34,7 +34,7 @@ from evaluation.report.charts.bars import (
 )
 from evaluation.report.charts.figure import Chart
 from evaluation.report.charts.plots import (
-    CurvePanel,
+    Curve,
     ap_by_frequency,
     confusion_matrices,
     precision_recall_curves,
@@ -239,20 +239,18 @@ def _build_precision_recall_section(comparison: Comparison, inputs: ReportInputs
     lead = inputs.predictions[0]
     counts = lead.matched.num_positives(vocabulary.num_interactions)
     average_precision = [lead.result.per_class.get(name) for name in names]
-    panels = []
+    panels = {}
     for index, rank in select_interactions(average_precision, counts, comparison.unseen):
-        count = int(counts[index])
-        if count:
-            curves = tuple(
-                (
+        if count := int(counts[index]):
+            star = "★ " if index in comparison.unseen else ""
+            panels[f"{star}{names[index]}\n{rank}, {count} labelled"] = [
+                Curve(
                     predictions.entry,
-                    precision_recall_curve(predictions.matched, index, count),
+                    *precision_recall_curve(predictions.matched, index, count),
                     predictions.result.per_class.get(names[index]),
                 )
                 for predictions in inputs.predictions
-            )
-            unseen = index in comparison.unseen
-            panels.append(CurvePanel(names[index], rank, unseen, count, curves))
+            ]
     if not panels:
         return None
     note = (

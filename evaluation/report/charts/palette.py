@@ -8,9 +8,6 @@ and each is then replaced by the CSS variable of its name.
 
 from __future__ import annotations
 
-from evaluation.analysis.comparison import ENTRY_ROLES
-from evaluation.analysis.error_kinds import ERROR_KINDS
-
 LIGHT: dict[str, str] = {
     "page": "#f6f5f1",
     "card": "#ffffff",
@@ -59,9 +56,6 @@ DARK: dict[str, str] = {
     "wrong_pair": "#c66f9f",
     "background": "#dfe6d0",
 }
-ENTRY_STYLES = tuple(ENTRY_ROLES)
-# Groups of names that appear in one chart.
-DISTINCT_GROUPS = (ENTRY_STYLES, ("seen", "unseen"), ERROR_KINDS)
 HATCHES = {
     "control": "////",
     "teacher": "....",

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -40,23 +39,13 @@ MAX_CELL_ALPHA = 0.55
 MIN_NUMBERED_SHARE = 0.01
 
 
-@dataclass(frozen=True, eq=False)
-class CurvePanel:
-    """Precision-recall curves of one interaction.
+class Curve(NamedTuple):
+    """Precision at every recall that the detections of an entry reach, and the AP."""
 
-    Attributes:
-        name: of the interaction.
-        rank: among the interactions, such as "best unseen".
-        unseen: whether the split holds out the interaction.
-        num_positives: number of annotated triplets.
-        curves: entry, recall and precision, and AP, for each entry.
-    """
-
-    name: str
-    rank: str
-    unseen: bool
-    num_positives: int
-    curves: tuple[tuple[ComparisonEntry, tuple[np.ndarray, np.ndarray], float | None], ...]
+    entry: ComparisonEntry
+    recall: np.ndarray
+    precision: np.ndarray
+    ap: float | None
 
 
 def training_curves(logs: Sequence[tuple[ComparisonEntry, TrainingLog]]) -> Chart:
@@ -97,36 +86,41 @@ def _plot_series(axis: Axes, steps: np.ndarray, values: np.ndarray, style: str) 
     axis.plot(steps, values, marker="o" if len(values) == 1 else None, **line_style(style))
 
 
-def precision_recall_curves(panels: Sequence[CurvePanel]) -> Chart:
-    """Chart of precision against recall, with a panel for each interaction."""
+def precision_recall_curves(panels: Mapping[str, Sequence[Curve]]) -> Chart:
+    """Chart of precision against recall.
 
-    def draw(axis: Axes, panel: CurvePanel) -> None:
-        for entry, (recall, precision), _ in reversed(panel.curves):
+    Args:
+        panels: a curve for each entry, by the title of a panel.
+    """
+
+    def draw(axis: Axes, panel_title: str, curves: Sequence[Curve]) -> None:
+        for curve in reversed(curves):
             # Precision is defined from the first detection on; the line starts at recall 0.
-            x, y = np.append(0 * recall[:1], recall), np.append(precision[:1], precision)
-            axis.plot(100 * x, 100 * y, **line_style(entry.style))
-        if not any(recall.any() for _, (recall, _), _ in panel.curves):
+            recall = np.append(0 * curve.recall[:1], curve.recall)
+            precision = np.append(curve.precision[:1], curve.precision)
+            axis.plot(100 * recall, 100 * precision, **line_style(curve.entry.style))
+        if not any(curve.recall.any() for curve in curves):
             axis.text(50, 50, "no true positives", ha="center", color=LIGHT["muted"])
-        star = "★ " if panel.unseen else ""
-        axis.set_title(
-            f"{star}{panel.name}\n{panel.rank}, {panel.num_positives} labelled", weight="normal"
-        )
+        axis.set_title(panel_title, weight="normal")
         axis.set(xlim=(-2, 102), ylim=(0, 104), xlabel="recall", ylabel="precision")
         axis.set_xticks([0, 50, 100])
         axis.set_yticks([0, 50, 100])
 
-    numbers = "; ".join(
-        f"{panel.name} ({panel.rank}): "
-        + ", ".join(f"{entry.title} AP {format_percent(ap)}" for entry, _, ap in panel.curves)
-        for panel in panels
-    )
+    numbers = [
+        f"{panel_title.replace(chr(10), ', ')}: "
+        + ", ".join(f"{curve.entry.title} AP {format_percent(curve.ap)}" for curve in curves)
+        for panel_title, curves in panels.items()
+    ]
     title = "Precision against recall"
     return make_chart(
         "precision-recall",
         title,
-        f"{title} of {len(panels)}: {numbers}.",
-        [Panel(CURVE_HEIGHT + 0.15, partial(draw, panel=panel)) for panel in panels],
-        {entry.style: entry.title for panel in panels for entry, _, _ in panel.curves},
+        f"{title}. {'; '.join(numbers)}.",
+        [
+            Panel(CURVE_HEIGHT + 0.15, partial(draw, panel_title=panel_title, curves=curves))
+            for panel_title, curves in panels.items()
+        ],
+        {curve.entry.style: curve.entry.title for curves in panels.values() for curve in curves},
         "line",
     )
 
@@ -157,40 +151,19 @@ def ap_by_frequency(rows: Sequence[ClassRow], entries: Sequence[ComparisonEntry]
         axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.set(ylim=(-4, 104), xlabel="training instances", ylabel="AP", title=entry.title)
 
-    shown = entries[:2]
-    panels = [
-        Panel(SCATTER_HEIGHT, partial(draw, index=index, entry=entry))
-        for index, entry in enumerate(shown)
-    ]
-    title = "AP against training instances"
-    alt = f"{title}. {_describe_frequency(groups, shown)}"
-    legend = {group: group for group in groups}
-    return make_chart("training-instances", title, alt, panels, legend, "marker")
-
-
-def _describe_frequency(
-    groups: Mapping[str, Sequence[ClassRow]], entries: Sequence[ComparisonEntry]
-) -> str:
-    """Mean AP of the unseen interactions, and of the seen ones below and above the median count."""
-    seen = groups.get("seen", ())
-    counts = sorted(row.num_training or 0 for row in seen)
-    median = counts[len(counts) // 2] if counts else 0
-    described = {
-        "unseen": groups.get("unseen", ()),
-        f"seen with fewer than {median:,} instances": [
-            row for row in seen if (row.num_training or 0) < median
-        ],
-        f"seen with {median:,} or more": [row for row in seen if (row.num_training or 0) >= median],
-    }
-    sentences = []
-    for index, entry in enumerate(entries):
-        means = []
-        for name, members in described.items():
+    panels, means = [], []
+    for index, entry in enumerate(entries[:2]):
+        panels.append(Panel(SCATTER_HEIGHT, partial(draw, index=index, entry=entry)))
+        for group, members in groups.items():
             values = [value for row in members if (value := row.values[index]) is not None]
             if values:
-                means.append(f"{name} {format_percent(float(np.mean(values)))}")
-        sentences.append(f"{entry.title}, mean AP: {', '.join(means)}.")
-    return " ".join(sentences)
+                means.append(
+                    f"{entry.title}, mean of {group} {format_percent(float(np.mean(values)))}"
+                )
+    title = "AP against training instances"
+    alt = f"{title}, from {min(counts):,} to {max(counts):,}. {'; '.join(means)}."
+    legend = {group: group for group in groups}
+    return make_chart("training-instances", title, alt, panels, legend, "marker")
 
 
 def confusion_matrices(

@@ -19,8 +19,6 @@ from evaluation.report.gallery import (
 )
 from evaluation.results import read_results
 from pipeline.datasets.dataset import open_dataset
-from pipeline.images import read_image
-from pipeline.utils.errors import InputError
 
 KICK, HOLD, PULL = ("kick", "ball"), ("hold", "ball"), ("pull", "box")
 
@@ -37,7 +35,7 @@ def gallery_inputs(toy, runs):
     )
     entries = [distilled, (control[0], control[1][:5])]
     annotations = dataset.load("test").annotations
-    return comparison, annotations, entries, lambda image_id: read_image(files[image_id])
+    return comparison, annotations, entries, files
 
 
 def all_items(gallery_rows):
@@ -65,27 +63,24 @@ def test_build_gallery(gallery_inputs):
             assert all(drawing.note.startswith(expected) for drawing in item.images[1:])
 
 
-def test_images_that_are_missing_or_cannot_be_read_are_left_out(gallery_inputs):
-    comparison, annotations, entries, load_image = gallery_inputs
-    there = [item.image_id for item in annotations[:6]]
-
-    def load(image_id):
-        if image_id == there[0]:
-            raise InputError(f"{image_id}: expected a whole image")
-        return load_image(image_id)
-
-    items = all_items(build_gallery(comparison, annotations, entries[:1], load, there))
-    assert items and {item.image_id for item in items} <= set(there[1:])
-    assert build_gallery(*gallery_inputs, ()) == []
+def test_images_that_are_missing_or_cannot_be_read_are_left_out(gallery_inputs, tmp_path):
+    comparison, annotations, entries, files = gallery_inputs
+    there = {item.image_id: files[item.image_id] for item in annotations[:6]}
+    first = annotations[0].image_id
+    (tmp_path / first).touch()
+    damaged = {**there, first: tmp_path / first}
+    items = all_items(build_gallery(comparison, annotations, entries[:1], damaged))
+    assert items and {item.image_id for item in items} <= there.keys() - {first}
+    assert build_gallery(comparison, annotations, entries, {}) == []
 
 
 def test_verbs_without_object_are_not_drawn(gallery_inputs):
-    comparison, annotations, entries, load_image = gallery_inputs
+    comparison, annotations, entries, files = gallery_inputs
     lead, detections = entries[0]
     annotations, detections = annotations[:6], detections[:6]
 
     def alts(annotations, detections):
-        gallery = build_gallery(comparison, annotations, [(lead, detections)], load_image)
+        gallery = build_gallery(comparison, annotations, [(lead, detections)], files)
         return [drawing.alt for item in all_items(gallery) for drawing in item.images]
 
     def with_verb(item, **fields):
@@ -98,11 +93,11 @@ def test_verbs_without_object_are_not_drawn(gallery_inputs):
 
 def test_unseen_and_seen_detections_are_counted_separately(gallery_inputs, annotate, detect):
     """Of both groups, as many detections are drawn as there are labels."""
-    comparison, entries = gallery_inputs[0], gallery_inputs[2]
+    comparison, _, entries, files = gallery_inputs
     truth = annotate("a.jpg", ("ride", "horse"), KICK)
     found = detect("a.jpg", ("ride", "horse", 0.9), (*HOLD, 0.8, 0, 1), (*KICK, 0.2, 0, 1))
-    image = Image.new("RGB", (64, 64))
-    (gallery_row,) = build_gallery(comparison, [truth], [(entries[0][0], [found])], lambda _: image)
+    files = {"a.jpg": next(iter(files.values()))}
+    (gallery_row,) = build_gallery(comparison, [truth], [(entries[0][0], [found])], files)
     assert gallery_row.items[0].images[1].alt == (
         "a.jpg, Distilled: ride horse (correct) and kick ball (unseen, correct)"
     )

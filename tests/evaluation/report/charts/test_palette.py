@@ -4,10 +4,10 @@ import re
 import numpy as np
 import pytest
 
+from evaluation.analysis.comparison import ENTRY_ROLES
+from evaluation.analysis.error_kinds import ERROR_KINDS
 from evaluation.report.charts.palette import (
     DARK,
-    DISTINCT_GROUPS,
-    ENTRY_STYLES,
     HATCHES,
     LIGHT,
     LINE_STYLES,
@@ -15,6 +15,8 @@ from evaluation.report.charts.palette import (
     css_declarations,
 )
 
+# Names that appear in one chart.
+DISTINCT_GROUPS = (tuple(ENTRY_ROLES), ("seen", "unseen"), ERROR_KINDS)
 # Machado, Oliveira and Fernandes 2009, severity 1, on linear RGB.
 VISION = {
     "normal": np.eye(3),
@@ -90,8 +92,8 @@ def test_charts_can_be_read_without_colours():
         hatches = [HATCHES.get(name, "") for name in group]
         # Two roles may have no hatch: that of all labels is by far the darkest, or the lightest.
         assert len(set(hatches)) >= len(hatches) - 1
-    assert len({LINE_STYLES[name] for name in ENTRY_STYLES}) == len(ENTRY_STYLES)
-    assert len({MARKERS[name] for name in ENTRY_STYLES}) == len(ENTRY_STYLES)
+    assert len({LINE_STYLES[name] for name in ENTRY_ROLES}) == len(ENTRY_ROLES)
+    assert len({MARKERS[name] for name in ENTRY_ROLES}) == len(ENTRY_ROLES)
     assert MARKERS["seen"] != MARKERS["unseen"]
 
 

@@ -7,7 +7,7 @@ from evaluation.analysis.confusion import VerbConfusion
 from evaluation.analysis.training_log import LEARNING_RATE, TOTAL_LOSS, TrainingLog
 from evaluation.report.charts.plots import (
     MAX_CONFUSED_VERBS,
-    CurvePanel,
+    Curve,
     ap_by_frequency,
     confusion_matrices,
     precision_recall_curves,
@@ -32,16 +32,17 @@ def test_training_curves(num_lines, entries, texts):
 
 @pytest.mark.parametrize("hits", [[1, 0, 1], [0, 0]])
 def test_precision_recall_curves(hits, entries, texts):
-    right, none = np.cumsum(hits), (np.zeros(0), np.zeros(0))
-    curve = (right / 4, right / np.arange(1, len(hits) + 1))
-    curves = ((entries[0], curve, 0.5), (entries[1], none, None))
-    panels = [CurvePanel("kick ball", f"number {place}", True, 4, curves) for place in range(4)]
-    chart = precision_recall_curves(panels)
+    right, none = np.cumsum(hits), np.zeros(0)
+    curves = [
+        Curve(entries[0], right / 4, right / np.arange(1, len(hits) + 1), 0.5),
+        Curve(entries[1], none, none, None),
+    ]
+    chart = precision_recall_curves({f"kick\nnumber {place}": curves for place in range(4)})
     found = texts(chart)
-    assert found.count("★ kick ball") == found.count("recall") == len(chart.panels) == 4
-    assert {"number 0, 4 labelled", "precision", "Distilled", "No distillation"} <= set(found)
+    assert found.count("kick") == found.count("recall") == len(chart.panels) == 4
+    assert {"number 0", "precision", "Distilled", "No distillation"} <= set(found)
     assert ("no true positives" in found) == (not any(hits))
-    assert "kick ball (number 0): Distilled AP 50.0, No distillation AP -" in chart.alt
+    assert "kick, number 0: Distilled AP 50.0, No distillation AP -" in chart.alt
 
 
 @pytest.mark.parametrize("training", [lambda index: index, lambda index: 7 + 9**index])
@@ -53,7 +54,7 @@ def test_ap_by_training(counts, training, rows, entries, texts):
     for group, count in zip(("unseen", "seen"), counts, strict=True):
         assert (group in found) == (f"var(--{group})" in chart.panels[0]) == (count > 0)
     assert "NaN" not in chart.panels[0]
-    assert "Distilled, mean AP: " in chart.alt
+    assert "Distilled, mean of " in chart.alt
 
 
 def test_confusion_matrix(texts):
