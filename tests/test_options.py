@@ -1,7 +1,5 @@
 """The options of all commands, as users see them."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import click
@@ -21,17 +19,6 @@ COMMANDS = {
     "eoid-eval": evaluation,
     "eoid-predict": predict,
 }
-IMPORTS = """
-import sys
-from {module} import main
-sys.argv = ["command", *{words}]
-try:
-    main()
-except SystemExit as ended:
-    assert ended.code == 0
-loaded = {{"torch", "torchvision", "open_clip", "h5py", "dask", "numpy"}} & set(sys.modules)
-assert not loaded, loaded
-"""
 
 
 def leaves():
@@ -64,41 +51,17 @@ def test_the_list_of_visible_options_is_frozen():
 
 
 @pytest.mark.parametrize("command", [pytest.param(each, id=name) for name, each in leaves()])
-def test_every_command_is_quiet_or_verbose_on_request(command):
-    assert {"quiet", "verbose"} <= {option.name for option in command.params}
-
-
-@pytest.mark.parametrize(
-    ("command", "most"), [(train.commands["student"], 30), (cache.commands["build"], 30)]
-)
-def test_long_commands_show_a_page_of_options(command, most):
-    options = [one for one in command.params if isinstance(one, click.Option)]
-    assert sum(not one.hidden for one in options) <= most < len(options)
-
-
-@pytest.mark.parametrize("command", [pytest.param(each, id=name) for name, each in leaves()])
 def test_every_option_has_a_sentence(command):
-    for option in command.params:
-        if isinstance(option, click.Option):
-            assert option.help and option.help[0].isupper() and option.help.endswith("."), option
+    options = [one for one in command.params if isinstance(one, click.Option)]
+    assert {"quiet", "verbose"} <= {option.name for option in options}
+    for option in options:
+        assert option.help and option.help[0].isupper() and option.help.endswith("."), option
 
 
-@pytest.mark.parametrize(
-    ("module", "words"),
-    [
-        ("pipeline.cli", ["toy", "--help"]),
-        ("teacher_cache.cli", ["build", "--help"]),
-        ("teacher_cache.cli", ["config"]),
-        ("student.cli", ["student", "--help"]),
-        ("student.cli", ["config", "--preset", "toy"]),
-        ("evaluation.cli", ["hico", "--help"]),
-        ("student.inference.cli", ["--help"]),
-    ],
-)
-def test_help_loads_no_numerical_library(module, words):
-    program = IMPORTS.format(module=module, words=words)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("command", [train.commands["student"], cache.commands["build"]])
+def test_long_commands_show_a_page_of_options(command):
+    options = [one for one in command.params if isinstance(one, click.Option)]
+    assert sum(not one.hidden for one in options) <= 30 < len(options)
 
 
 if __name__ == "__main__":
