@@ -51,26 +51,25 @@ def find_ground_truth(
     Raises:
         InputError: both `annotations` and `data` are None, or a file is missing or invalid.
     """
+    given = None if vocabulary is None else load_vocabulary(vocabulary)
     if data is not None:
         dataset = open_dataset(data)
-        part = dataset.part("test")
-        chosen = dataset.vocabulary if vocabulary is None else load_vocabulary(vocabulary)
-        if annotations is not None:
-            return GroundTruthFiles(annotations, chosen, dataset.name, data)
-        if part.annotations is None:
-            raise InputError(f"{data}: expected annotations of the test part, found images alone")
-        return GroundTruthFiles(
-            part.annotations, chosen, dataset.name, data, part.instances, part.ids
-        )
-    if annotations is None:
+    elif annotations is not None:
+        enclosing = find_enclosing_dataset(annotations, "test")
+        if enclosing is None or (given and given.digest() != enclosing.vocabulary.digest()):
+            chosen = given or load_vocabulary(default_vocabulary)
+            return GroundTruthFiles(annotations, chosen, default_dataset, None)
+        dataset = enclosing
+    else:
         raise InputError("expected --annotations FILE or --data DATASET, found neither")
-    enclosing = find_enclosing_dataset(annotations, "test")
-    given = None if vocabulary is None else load_vocabulary(vocabulary)
-    if enclosing is not None and (given is None or given.digest() == enclosing.vocabulary.digest()):
-        return GroundTruthFiles(annotations, enclosing.vocabulary, enclosing.name, enclosing.root)
-    return GroundTruthFiles(
-        annotations, given or load_vocabulary(default_vocabulary), default_dataset, None
-    )
+    chosen = given or dataset.vocabulary
+    if annotations is not None:
+        return GroundTruthFiles(annotations, chosen, dataset.name, dataset.root)
+    part = dataset.part("test")
+    if part.annotations is None:
+        raise InputError(f"{data}: expected annotations of the test part, found images alone")
+    files = part.annotations, chosen, dataset.name, dataset.root, part.instances, part.ids
+    return GroundTruthFiles(*files)
 
 
 def keep_annotated_images(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -73,20 +73,17 @@ def format_results_table(results: Sequence[Results]) -> list[str]:
         results: of one dataset and split.
     """
     first, columns = results[0], setting_columns(results)
-    settings = [SETTING_TITLES[setting] for setting, _ in columns]
-    width = max(12, *(len(setting) + 2 for setting in settings))
-    classes = f"{len(first.per_class)} interactions"
     nms = ", after pairwise NMS" if first.nms else ""
-    lines = [
-        f"{first.dataset}, split {first.split}: {first.num_images} images, {classes}{nms}",
-        f"{'mAP':<15}" + "".join(f"{setting:>{width}}" for setting in settings),
-    ]
-    for name, title in METRIC_TITLES.items():
-        values = [scores.metrics.get(name) for _, scores in columns]
-        if any(value is not None for value in values):
-            numbers = "".join(f"{format_percent(value, 2):>{width}}" for value in values)
-            lines.append(f"{title.lower():<15}" + numbers)
-    return lines
+    heading = (
+        f"{first.dataset}, split {first.split}: {first.num_images} images,"
+        f" {len(first.per_class)} interactions{nms}"
+    )
+    rows = {
+        title.lower(): [scores.metrics.get(name) for _, scores in columns]
+        for name, title in METRIC_TITLES.items()
+    }
+    rows = {title: values for title, values in rows.items() if set(values) != {None}}
+    return [heading, *_format_rows("mAP", columns, rows)]
 
 
 def format_tables(results: Sequence[Results], details: Sequence[str]) -> list[str]:
@@ -106,17 +103,29 @@ def format_detail_table(results: Sequence[Results], detail: str) -> list[str]:
     """
     columns = setting_columns(results)
     tables = [_detail_values(scores, detail) for _, scores in columns]
+    # The union of all columns, as a setting may not have every class.
+    names = dict.fromkeys(name for table in tables for name in table)
+    rows = {name: [table.get(name) for table in tables] for name in names}
+    return _format_rows(DETAIL_TITLES[detail], columns, rows)
+
+
+def _format_rows(
+    title: str,
+    columns: Sequence[tuple[Setting, Results | SettingScores]],
+    rows: Mapping[str, Sequence[float | None]],
+) -> list[str]:
+    """Lines of a table: the settings of the columns, then a row of percentages for each name."""
     settings = [SETTING_TITLES[setting] for setting, _ in columns]
     width = max(12, *(len(setting) + 2 for setting in settings))
-    # The union of all columns, as a setting may not have every class.
-    names = list(dict.fromkeys(name for table in tables for name in table))
-    name_width = max([len(DETAIL_TITLES[detail]), *(len(name) for name in names)]) + 2
-    header = f"{DETAIL_TITLES[detail]:<{name_width}}"
-    lines = [header + "".join(f"{title:>{width}}" for title in settings)]
-    for name in names:
-        cells = "".join(f"{format_percent(table.get(name), 2):>{width}}" for table in tables)
-        lines.append(f"{name:<{name_width}}{cells}")
-    return lines
+    name_width = max(13, len(title), *map(len, rows)) + 2
+    cells = {
+        title: settings,
+        **{name: [format_percent(value, 2) for value in row] for name, row in rows.items()},
+    }
+    return [
+        f"{name:<{name_width}}" + "".join(f"{cell:>{width}}" for cell in row)
+        for name, row in cells.items()
+    ]
 
 
 def _detail_values(scores: Results | SettingScores, detail: str) -> dict[str, float | None]:
@@ -129,12 +138,8 @@ def _detail_values(scores: Results | SettingScores, detail: str) -> dict[str, fl
                 ("harmonic mean", harmonic_mean(groups.get("seen"), groups.get("unseen"))),
             )
         }
-    numbers = {
-        "verbs": scores.per_verb,
-        "objects": scores.per_object,
-        "interactions": scores.per_class,
-    }[detail]
-    return dict(numbers)
+    tables = {"verbs": scores.per_verb, "objects": scores.per_object}
+    return dict(tables.get(detail, scores.per_class))
 
 
 def format_vcoco_table(scores: VcocoResults, num_images: int) -> list[str]:

@@ -35,21 +35,8 @@ from pipeline.vocabulary import Vocabulary
 
 # Number of entries that are converted to arrays at a time.
 ENTRIES_PER_CHUNK = 2000
-REQUIRED_FIELDS = {
-    "image_id": "the whole number of an image",
-    "person_box": "four finite numbers x1, y1, x2, y2 in pixels",
-}
-KINDS: dict[tuple[int, ...], Any] = {
-    (): list[float],
-    (4,): list[tuple[float, float, float, float]],
-    (5,): list[tuple[float, float, float, float, float]],
-}
-Shapes = dict[str, tuple[int, ...]]
-REQUIRED_SHAPES: Shapes = {"image_id": (), "person_box": (4,)}
 # The default value in the SCG/UPT family's code; a box of zeros would stand for no object.
 MISSING_ROLE = (0.0, 0.0, 0.1, 0.1, 0.0)
-# Values of missing agents and roles by their shape.
-MISSING: dict[tuple[int, ...], Any] = {(): 0.0, (5,): MISSING_ROLE}
 # Boxes of roles with low scores may be arbitrary, so some of them are inverted. Of boxes given as
 # x, y, width, height, more than two thirds are.
 MAX_INVALID_ROLE_BOXES = 0.4
@@ -57,8 +44,33 @@ MAX_INVALID_ROLE_BOXES = 0.4
 # add (hit_obj_class) are less.
 MIN_KEY_SIMILARITY = 0.75
 OTHER_ARRAY_FILES = ((rb"\x93NUMPY", "a single array; save all with np.savez"),)
-AGENT_EXPECTED = "a score (NaN for none)"
-ROLE_EXPECTED = "five numbers x1, y1, x2, y2, score"
+
+
+@dataclass(frozen=True)
+class _Field:
+    """The values of a key of the layout.
+
+    Attributes:
+        kind: type of a list of values, for msgspec.
+        shape: of one value.
+        expected: valid values in words, for errors.
+        missing: value of a missing key; None where the key is required.
+        dtype: of the column.
+    """
+
+    kind: Any
+    shape: tuple[int, ...]
+    expected: str
+    missing: Any = None
+    dtype: type = np.float32
+
+
+FourFloats = tuple[float, float, float, float]
+FiveFloats = tuple[float, float, float, float, float]
+IMAGE_ID = _Field(list[Number], (), "the whole number of an image", dtype=np.int64)
+PERSON_BOX = _Field(list[FourFloats], (4,), "four finite numbers x1, y1, x2, y2 in pixels")
+AGENT_SCORE = _Field(list[float], (), "a score (NaN for none)", missing=0.0)
+ROLE_BOX = _Field(list[FiveFloats], (5,), "five numbers x1, y1, x2, y2, score", MISSING_ROLE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,13 +110,13 @@ class VcocoDetections:
         return column[:, :4], column[:, 4]
 
 
-def column_shapes(actions: Sequence[VcocoAction]) -> dict[str, tuple[int, ...]]:
-    """Shape of one value of each agent and role, by the keys of the layout."""
-    shapes: dict[str, tuple[int, ...]] = {}
+def score_fields(actions: Sequence[VcocoAction]) -> dict[str, _Field]:
+    """The keys of all agents and roles, and their values."""
+    fields: dict[str, _Field] = {}
     for action in actions:
-        shapes[f"{action.name}_{AGENT}"] = ()
-        shapes.update({f"{action.name}_{role}": (5,) for role in action.roles})
-    return shapes
+        fields[f"{action.name}_{AGENT}"] = AGENT_SCORE
+        fields.update({f"{action.name}_{role}": ROLE_BOX for role in action.roles})
+    return fields
 
 
 def read_detections(path: Path, actions: Sequence[VcocoAction]) -> VcocoDetections:
@@ -114,21 +126,21 @@ def read_detections(path: Path, actions: Sequence[VcocoAction]) -> VcocoDetectio
         InputError: the file is missing or damaged, an entry has no image or person box or an
             invalid value, boxes have another form, or no entry has any score of the layout.
     """
-    known = column_shapes(actions)
-    shapes = {**REQUIRED_SHAPES, **known}
+    known = score_fields(actions)
+    fields = {"image_id": IMAGE_ID, "person_box": PERSON_BOX, **known}
     read = _read_npz if path.suffix.lower() == ".npz" else _read_entries
-    columns, keys = read(path, shapes)
+    columns, keys = read(path, fields)
     if len(columns["image_id"]) and keys.isdisjoint(known):
         raise bad_field(path, "entries", f"scores such as {next(iter(known))}", "none in any entry")
     form = BoxFormatCheck(XYXY)
     form.add(columns["person_box"])
     form.check(path, "person_box")
     form = BoxFormatCheck(XYXY, max_wrong_share=MAX_INVALID_ROLE_BOXES)
-    for name, shape in known.items():
-        if shape:
+    for name, field in known.items():
+        if field is ROLE_BOX:
             form.add(_real_object_boxes(columns[name]))
     form.check(path, "boxes of roles")
-    unknown_keys = sorted(key for key in keys - shapes.keys() if _is_like_known_key(key, known))
+    unknown_keys = sorted(key for key in keys - fields.keys() if _is_like_known_key(key, known))
     return VcocoDetections(
         columns.pop("image_id"), columns.pop("person_box"), columns, tuple(unknown_keys)
     )
@@ -157,9 +169,9 @@ def _is_like_known_key(key: Any, known: Collection[str]) -> bool:
     )
 
 
-def _read_entries(path: Path, shapes: Shapes) -> tuple[dict[str, np.ndarray], set[Any]]:
+def _read_entries(path: Path, fields: dict[str, _Field]) -> tuple[dict[str, np.ndarray], set[Any]]:
     """Columns by name, and the keys of all entries, of a file that holds a list."""
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in shapes}
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in fields}
     keys: set[Any] = set()
     entries, first = iterate_entries(path), 0
     while True:
@@ -168,31 +180,30 @@ def _read_entries(path: Path, shapes: Shapes) -> tuple[dict[str, np.ndarray], se
             if not isinstance(entry, dict):
                 raise bad_field(path, f"entry {row}", "an object with person_box", entry)
             keys.update(entry)
-        for name, shape in shapes.items():
-            default = None if name in REQUIRED_FIELDS else MISSING[shape]
-            values = [entry.get(name, default) for entry in chunk]
-            columns[name].append(_parse_column(path, name, shape, values, first))
+        for name, field in fields.items():
+            values = [entry.get(name, field.missing) for entry in chunk]
+            columns[name].append(_parse_column(path, name, field, values, first))
         if len(chunk) < ENTRIES_PER_CHUNK:
             return {name: np.concatenate(parts) for name, parts in columns.items()}, keys
         first += len(chunk)
 
 
-def _read_npz(path: Path, shapes: Shapes) -> tuple[dict[str, np.ndarray], set[Any]]:
+def _read_npz(path: Path, fields: dict[str, _Field]) -> tuple[dict[str, np.ndarray], set[Any]]:
     """Columns by name, with missing ones filled in, and the names of all arrays of an NPZ file."""
-    arrays, keys = _load_npz_arrays(path, shapes)
+    arrays, keys = _load_npz_arrays(path, fields)
     columns: dict[str, np.ndarray] = {}
-    for name, shape in shapes.items():
-        expected = _expected_value(name, shape)
-        if name not in arrays and name in REQUIRED_FIELDS:
-            raise bad_field(path, name, expected, "no such array")
-        count = len(np.atleast_1d(arrays["image_id"]))
-        default = np.broadcast_to(np.float32(MISSING.get(shape, 0)), (count, *shape))
-        values = arrays.get(name, default)
-        kinds = "iu" if name == "image_id" else "iuf"
-        if values.dtype.kind not in kinds or values.shape != (count, *shape):
+    for name, field in fields.items():
+        if name not in arrays and field.missing is None:
+            raise bad_field(path, name, field.expected, "no such array")
+        shape = (len(np.atleast_1d(arrays["image_id"])), *field.shape)
+        values = arrays.get(name)
+        if values is None:
+            values = np.full(shape, field.missing, np.float32)
+        kinds = "iu" if field is IMAGE_ID else "iuf"
+        if values.dtype.kind not in kinds or values.shape != shape:
             found = f"{values.dtype} {values.shape}"
-            raise bad_field(path, name, f"{count} times {expected}", found)
-        columns[name] = _parse_column(path, name, shape, values)
+            raise bad_field(path, name, f"{shape[0]} times {field.expected}", found)
+        columns[name] = _parse_column(path, name, field, values)
     return columns, keys
 
 
@@ -213,48 +224,33 @@ def _load_npz_arrays(path: Path, names: Collection[str]) -> tuple[dict[str, np.n
         ) from None
 
 
-def _parse_column(
-    path: Path, name: str, shape: tuple[int, ...], values: Any, first: int = 0
-) -> np.ndarray:
+def _parse_column(path: Path, name: str, field: _Field, values: Any, first: int = 0) -> np.ndarray:
     """The values as a column; `first` is the number of the first one's entry in the file."""
-    column = _to_column(values, name, shape) if len(values) else np.zeros((0, *shape), np.float32)
+    column = _to_column(values, field)
     if column is None:
-        row = next(
-            row
-            for row in range(len(values))
-            if _to_column(values[row : row + 1], name, shape) is None
-        )
+        row = next(i for i in range(len(values)) if _to_column(values[i : i + 1], field) is None)
         value = values[row].tolist() if isinstance(values, np.ndarray) else values[row]
         # A text keeps its quotes, because without them it may look like a valid number.
         found = "nothing" if value is None else repr(value)
-        where = f"entry {first + row}: {name}"
-        raise bad_field(path, where, _expected_value(name, shape), found)
-    return column.astype(_column_dtype(name))
+        raise bad_field(path, f"entry {first + row}: {name}", field.expected, found)
+    return column
 
 
-def _to_column(values: Any, name: str, shape: tuple[int, ...]) -> np.ndarray | None:
+def _to_column(values: Any, field: _Field) -> np.ndarray | None:
     """The values as a column; None if one of them is invalid."""
     try:
-        kind = list[Number] if name == "image_id" else KINDS[shape]
-        column = values if isinstance(values, np.ndarray) else np.array(convert(values, kind))
+        column = values if isinstance(values, np.ndarray) else np.array(convert(values, field.kind))
     except ValidationError:
         return None
+    column = column.reshape(-1, *field.shape)
     with np.errstate(over="ignore"):
-        cast: np.ndarray = column.astype(_column_dtype(name))
-    boxes = cast[..., :4] if shape else cast[:0]
+        cast: np.ndarray = column.astype(field.dtype)
+    boxes = cast[..., :4] if field.shape else cast[:0]
     # Numbers, and coordinates whose areas, the type cannot represent.
-    overflow = cast != column if name == "image_id" else np.isinf(cast) & np.isfinite(column)
+    overflow = cast != column if field is IMAGE_ID else np.isinf(cast) & np.isfinite(column)
     if overflow.any() or (np.abs(boxes) > MAX_COORDINATE).any():
         return None
-    return None if name == "person_box" and np.isnan(cast).any() else cast
-
-
-def _column_dtype(name: str) -> type:
-    return np.int64 if name == "image_id" else np.float32
-
-
-def _expected_value(name: str, shape: tuple[int, ...]) -> str:
-    return REQUIRED_FIELDS.get(name, ROLE_EXPECTED if shape else AGENT_EXPECTED)
+    return None if field is PERSON_BOX and np.isnan(cast).any() else cast
 
 
 def write_detections(path: Path, detections: VcocoDetections) -> None:
@@ -308,8 +304,8 @@ def to_vcoco_detections(
             boxes += [item.boxes[person]] * len(own)
             entries += own
     columns = {
-        name: np.full((len(entries), *shape), np.nan, dtype=np.float32)
-        for name, shape in column_shapes(actions).items()
+        name: np.full((len(entries), *field.shape), np.nan, dtype=np.float32)
+        for name, field in score_fields(actions).items()
     }
     for row, entry in enumerate(entries):
         for name, value in entry.items():

@@ -13,7 +13,7 @@ from evaluation.vcoco.average_precision import (
     area_under_envelope,
     evaluate_vcoco,
 )
-from evaluation.vcoco.detections import VcocoDetections, column_shapes, read_detections
+from evaluation.vcoco.detections import VcocoDetections, read_detections, score_fields
 from pipeline.annotations.base import ParseContext
 from pipeline.annotations.vcoco import find_vcoco_files, read_vcoco
 from pipeline.vocabulary import load_vocabulary
@@ -51,8 +51,8 @@ def found(truth, *rows):
     """`found(truth, (image id, person box, {"kick_agent": 0.9, "kick_obj": [...]}), ...)`; what a
     row leaves out is NaN."""
     columns = {
-        name: np.full((len(rows), *shape), np.nan, dtype=np.float32)
-        for name, shape in column_shapes(truth.actions).items()
+        name: np.full((len(rows), *field.shape), np.nan, dtype=np.float32)
+        for name, field in score_fields(truth.actions).items()
     }
     for index, (_, _, values) in enumerate(rows):
         for name, value in values.items():
