@@ -99,17 +99,8 @@ def score_hico_file(
 ) -> list[str]:
     """Scores predictions and writes the results file.
 
-    Args:
-        predictions: predictions file or run folder.
-        annotations: annotation file; None for that of `data`.
-        data: dataset folder; None looks for one that contains the annotations.
-        vocabulary: name or file; None for that of the dataset, without one HICO-DET's.
-        split: name or file.
-        scoring: settings and NMS; None for both settings without NMS.
-        details: further tables to print, of `evaluation.tables.DETAILS`.
-        strict: refuse annotations with issues.
-        json: results file to write; None for none.
-        overwrite: replace an existing results file.
+    The arguments are the options of the command; `scoring` holds settings and NMS, None for both
+    settings without NMS.
 
     Returns:
         lines to print: tables of the scores.

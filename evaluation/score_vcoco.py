@@ -54,19 +54,7 @@ def score_vcoco_file(
 ) -> list[str]:
     """Scores detections and writes the results file and the official layout.
 
-    Args:
-        predictions: detections in the official layout (JSON, NPZ or pickle) or in the HOIA form, or
-            a run folder.
-        actions: V-COCO's actions file; None for that of `data`.
-        data: dataset folder; None looks for one that contains the actions.
-        instances, ids: COCO instances and id list of the actions; None looks for them near the
-            actions file.
-        vocabulary: of the numbers in the HOIA form, a name or a file; None for that of the dataset,
-            without one V-COCO's.
-        strict: refuse annotations with issues.
-        json: results file to write; None for none.
-        official: file to write the detections to in the official layout; None for none.
-        overwrite: replace existing files.
+    The arguments are the options of the command.
 
     Returns:
         lines to print: a table of the scores.

@@ -24,29 +24,15 @@ details_option = option(
 
 def nms_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options that `build_nms_config` takes."""
-    for decorator in (
-        option(
-            "--nms-object-power",
-            type=click.FloatRange(min=0),
-            show_default="0.5",
-            help="With --nms: exponent of the object boxes' IoU.",
-        ),
-        option(
-            "--nms-human-power",
-            type=click.FloatRange(min=0),
-            show_default="1",
-            help="With --nms: exponent of the human boxes' IoU.",
-        ),
-        option(
-            "--nms-threshold",
-            type=click.FloatRange(0, 1),
-            show_default="0.7",
-            help="With --nms: maximum pairwise IoU.",
-        ),
-        option("--nms", is_flag=True, help="Apply pairwise non-maximum suppression first."),
+    for name, kind, default, text in (
+        ("object-power", click.FloatRange(min=0), "0.5", "exponent of the object boxes' IoU."),
+        ("human-power", click.FloatRange(min=0), "1", "exponent of the human boxes' IoU."),
+        ("threshold", click.FloatRange(0, 1), "0.7", "maximum pairwise IoU."),
     ):
-        command = decorator(command)
-    return command
+        help_text = f"With --nms: {text}"
+        command = option(f"--nms-{name}", type=kind, show_default=default, help=help_text)(command)
+    text = "Apply pairwise non-maximum suppression first."
+    return option("--nms", is_flag=True, help=text)(command)
 
 
 def build_nms_config(nms: bool, **options: float | None) -> NmsConfig | None:

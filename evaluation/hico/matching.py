@@ -263,11 +263,11 @@ def inclusive_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     width = np.minimum(first[:, 2], second[:, 2]) - np.maximum(first[:, 0], second[:, 0]) + 1
     height = np.minimum(first[:, 3], second[:, 3]) - np.maximum(first[:, 1], second[:, 1]) + 1
     overlap = np.maximum(width, 0) * np.maximum(height, 0)
-    return overlap / (_inclusive_box_area(first) + _inclusive_box_area(second) - overlap)
-
-
-def _inclusive_box_area(boxes: np.ndarray) -> np.ndarray:
-    return (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1)
+    first_area, second_area = (
+        (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1)
+        for boxes in (first, second)
+    )
+    return overlap / (first_area + second_area - overlap)
 
 
 def join(keys: np.ndarray, other_keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -44,23 +44,6 @@ def test_images_without_detections_or_labels(toy, annotate, detect):
     assert np.isnan(np.delete(scores.average_precision, kick)).all()
 
 
-def test_known_object_ignores_images_without_the_object(toy, annotate, detect):
-    annotations = [
-        annotate("a.jpg", ("kick", "ball")),
-        annotate("b.jpg", ("kick", "box")),
-        annotate("c.jpg", ("hold", "ball")),
-    ]
-    found = [
-        detect("b.jpg", ("kick", "ball", 0.9)),
-        detect("c.jpg", ("kick", "ball", 0.8)),
-        detect("a.jpg", ("kick", "ball", 0.7)),
-    ]
-    kick = toy.interaction_ids[toy.verbs.index("kick"), toy.objects.index("ball")]
-    assert evaluate(annotations, found, toy).average_precision[kick] == pytest.approx(1 / 3)
-    known = evaluate(annotations, found, toy, "known_object")
-    assert known.average_precision[kick] == pytest.approx(1 / 2)
-
-
 def test_groups_and_verbs(toy, annotate, detect):
     annotations = [annotate("a.jpg", ("kick", "ball"), ("kick", "box"), ("hold", "ball"))]
     found = [detect("a.jpg", ("kick", "ball", 0.9), ("hold", "ball", 0.8, 0.0, 2))]
