@@ -307,7 +307,7 @@ def _clip_to_image(boxes: np.ndarray, raw: RawAnnotation, context: ParseContext)
         expected = (
             f"a box inside {raw.size[0]} x {raw.size[1]}" if raw.size else "no negative number"
         )
-        context.add_issue(BOX_OUT_OF_BOUNDS, raw.name, field, expected, raw.boxes[index])
+        context.add_issue(BOX_OUT_OF_BOUNDS, raw.name, field, expected, list(raw.boxes[index]))
     return clipped
 
 
@@ -327,7 +327,9 @@ def _merge_equal_boxes(
             continue
         if box[2] <= box[0] or box[3] <= box[1]:
             field = raw.box_field(index)
-            context.add_issue(EMPTY_BOX, raw.name, field, "x1 < x2 and y1 < y2", raw.boxes[index])
+            context.add_issue(
+                EMPTY_BOX, raw.name, field, "x1 < x2 and y1 < y2", list(raw.boxes[index])
+            )
             new_indices.append(None)
             continue
         key = (*box, label)
