@@ -13,17 +13,15 @@ from evaluation.report.gallery import build_gallery
 from evaluation.results import read_results
 from pipeline.datasets.dataset import open_dataset
 
-GAP = 8
+NUM_ROWS, SIDE, GAP = 3, 360, 8
 ROW_TITLE = "Drawn at random"
 
 
-def draw(runs: Path, rows: int, side: int) -> Image.Image:
-    """Draws the first `rows` of the report's random images with an unseen action.
+def draw(runs: Path) -> Image.Image:
+    """Draws the first of the report's random images with an unseen action.
 
     Args:
         runs: the demo's folder of a split, with `distilled` and `no_distillation`.
-        rows: number of rows, with one image each.
-        side: side of every image in pixels.
     """
     results = [
         read_results(runs / name / "results.json") for name in ("distilled", "no_distillation")
@@ -42,12 +40,12 @@ def draw(runs: Path, rows: int, side: int) -> Image.Image:
         list(zip(comparison.entries, detections, strict=True)),
         files,
     )
-    items = next(row for row in gallery_rows if row.title == ROW_TITLE).items[:rows]
-    step = side + GAP
+    items = next(row for row in gallery_rows if row.title == ROW_TITLE).items[:NUM_ROWS]
+    step = SIDE + GAP
     sheet = Image.new("RGB", (3 * step - GAP, len(items) * step - GAP), "white")
     for row, item in enumerate(items):
         for column, image in enumerate(item.images):
-            resized = image.image.resize((side, side), Image.Resampling.LANCZOS)
+            resized = image.image.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
             sheet.paste(resized, (column * step, row * step))
     return sheet
 
@@ -57,11 +55,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("demo/seed-0/ua"))
     parser.add_argument("--out", type=Path, default=Path("docs/zero_shot.png"))
-    parser.add_argument("--rows", type=int, default=3)
-    parser.add_argument("--side", type=int, default=360)
     options = parser.parse_args()
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    draw(options.runs, options.rows, options.side).save(options.out, optimize=True)
+    draw(options.runs).save(options.out, optimize=True)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -18,7 +18,7 @@ from pipeline.utils.files import sha256_of_file, write_json
 from pipeline.vocabulary import Vocabulary, load_vocabulary
 from student.config import TargetConfig
 from student.data.dataset import TrainingDataset
-from teacher_cache.reader.cache import TeacherCache, open_cache
+from teacher_cache.reader.cache import open_cache
 from teacher_cache.reader.fingerprint import compute_fingerprint
 from teacher_cache.reader.format import FORMAT_VERSION, MANIFEST, SHARDS, TeacherOutputs, shard_name
 from teacher_cache.writer.shard import write_shard
@@ -42,26 +42,10 @@ class FixedSize:
         return np.full_like(sizes, self.side)
 
 
-class EmptyCache:
-    """Replaces a teacher cache; no image has candidates."""
-
-    protocol = "detector"
-
-    def __init__(self, num_verbs: int) -> None:
-        no_boxes, none = np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
-        labels = np.zeros(0, np.int64)
-        pairs = Pairs(no_boxes, no_boxes, labels, none, none, np.zeros(0, np.uint8))
-        nothing = np.zeros((0, num_verbs), np.float32)
-        self.outputs = TeacherOutputs(pairs, nothing, labels, no_boxes, None)
-
-    def __getitem__(self, image_id: str) -> TeacherOutputs:
-        return self.outputs
-
-
 def make_images(
     folder: Path, count: int, labelled: int, proposed: int, side: int
 ) -> tuple[TrainingDataset, TrainingDataset]:
-    """A training dataset with a cache, and one of the same images with an empty cache.
+    """A training dataset with a cache, and one of the same images with a cache without pairs.
 
     Args:
         folder: folder to write images and cache to.
@@ -72,7 +56,7 @@ def make_images(
     """
     vocabulary = load_vocabulary("hico-det")
     rng = np.random.default_rng(0)
-    records, annotations, outputs = [], [], {}
+    records, annotations, outputs, no_outputs = [], [], {}, {}
     (folder / "images").mkdir(parents=True)
     for index in range(count):
         path = folder / "images" / f"{index:05d}.jpg"
@@ -81,15 +65,17 @@ def make_images(
         records.append(ImageRecord(path.name, path))
         annotations.append(annotation)
         outputs[path.name] = _teacher_outputs(annotation, proposed, vocabulary, rng)
-    parts = {"vocabulary": vocabulary.digest()}
-    cache = open_cache(write_cache(folder / "cache", [outputs], vocabulary.num_verbs, parts))
+        nothing = _annotation(path.name, 0, vocabulary, rng)
+        no_outputs[path.name] = _teacher_outputs(nothing, 0, vocabulary, rng)
 
-    def images(source: TeacherCache | EmptyCache) -> TrainingDataset:
+    def images(name: str, outputs: Mapping[str, TeacherOutputs]) -> TrainingDataset:
+        parts = {"vocabulary": vocabulary.digest()}
+        write_cache(folder / name, [outputs], vocabulary.num_verbs, parts)
         return TrainingDataset(
             records,
             np.full((len(records), 2), side),
             annotations,
-            cast(TeacherCache, source),
+            open_cache(folder / name),
             load_split(vocabulary, "ua"),
             vocabulary,
             TargetConfig(),
@@ -97,7 +83,7 @@ def make_images(
             seed=0,
         )
 
-    return images(cache), images(EmptyCache(vocabulary.num_verbs))
+    return images("cache", outputs), images("empty", no_outputs)
 
 
 def write_image(path: Path, index: int, rng: np.random.Generator) -> None:

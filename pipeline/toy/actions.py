@@ -176,15 +176,11 @@ def _point(obj: ToyObject, rng: ScalarRNG) -> ActionLayout:
     sketch = place_left_edge_at(
         obj, arm_reach + rng.uniform(0.14, 0.45), mirrored=rng.bernoulli(0.5)
     )
-    return ActionLayout(point_at(joints, sketch), sketch, "back")
-
-
-def point_at(joints: Joints, sketch: Sketch) -> Joints:
-    """The body with its near arm stretched towards an object, kept within 76 to 98 degrees."""
     left, top, right, bottom = sketch.bounds()
     offset = complex((left + right) / 2, top + 0.3 * (bottom - top)) - joints.shoulder
     angle = min(max(math.degrees(math.atan2(offset.real, offset.imag)), 76), 98)
-    return move_hands(joints, joints.shoulder + unit_vector(angle))
+    joints = move_hands(joints, joints.shoulder + unit_vector(angle))
+    return ActionLayout(joints, sketch, "back")
 
 
 def _no_interaction(obj: ToyObject, rng: ScalarRNG) -> ActionLayout:

@@ -7,7 +7,7 @@ are in degrees from straight down, positive forward: 90 is forward, 180 up, -90 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 from pipeline.toy.canvas import Colour, Sketch, arc
 from pipeline.toy.palette import HAIRS, SKINS, Palette, blend
@@ -67,16 +67,6 @@ class Appearance:
     skirt: bool
     striped: bool
 
-    @property
-    def cheek(self) -> Colour:
-        """Colour of the cheek."""
-        return blend(self.skin, (236, 90, 90), 0.35)
-
-    @property
-    def lips(self) -> Colour:
-        """Colour of the lips."""
-        return blend(self.skin, (130, 30, 40), 0.6)
-
 
 @dataclass(frozen=True)
 class Joints:
@@ -109,20 +99,11 @@ def unit_vector(angle: float) -> complex:
 def jitter_pose(pose: Pose, rng: ScalarRNG, degrees: float = 5.0) -> Pose:
     """The pose with a random change of every angle, up to `degrees`."""
 
-    def pair(angles: tuple[float, float]) -> tuple[float, float]:
-        return (
-            angles[0] + rng.uniform(-degrees, degrees),
-            angles[1] + rng.uniform(-degrees, degrees),
-        )
+    def jitter(angle: float) -> float:
+        return angle + rng.uniform(-degrees, degrees)
 
-    return replace(
-        pose,
-        lean=pose.lean + rng.uniform(-degrees, degrees),
-        near_arm=pair(pose.near_arm),
-        far_arm=pair(pose.far_arm),
-        near_leg=pair(pose.near_leg),
-        far_leg=pair(pose.far_leg),
-    )
+    lean, *limbs = astuple(pose)
+    return Pose(jitter(lean), *[(jitter(first), jitter(second)) for first, second in limbs])
 
 
 def forward_kinematics(pose: Pose, hip: complex = 0) -> Joints:
@@ -256,9 +237,10 @@ def _draw_head(joints: Joints, appearance: Appearance) -> Sketch:
         )
         head.line(0.05 - 0.014j, 0.15 - 0.014j, 0.016, appearance.shoes)
     head.new_layer(outlined=False).disc(0.058 - 0.002j, 0.021, INK).disc(
-        0.03 + 0.045j, 0.024, appearance.cheek
+        0.03 + 0.045j, 0.024, blend(appearance.skin, (236, 90, 90), 0.35)
     )
-    head.line(0.052 + 0.06j, 0.082 + 0.052j, 0.009, appearance.lips)
+    lips = blend(appearance.skin, (130, 30, 40), 0.6)
+    head.line(0.052 + 0.06j, 0.082 + 0.052j, 0.009, lips)
     neck = joints.head - joints.shoulder
     return head.transformed(joints.head, turn=math.degrees(math.atan2(neck.real, -neck.imag)))
 

@@ -5,6 +5,7 @@ Interactions are common or rare, as in HICO-DET.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 
@@ -81,21 +82,16 @@ def _interaction_weights(part: str) -> tuple[tuple[float, ...], tuple[float, ...
     of a verb.
     """
     vocabulary = toy_vocabulary()
-    rare = set(vocabulary.rare) if part in RARE_PERIOD else set()
-    weights = [0.0] * vocabulary.num_interactions
-    hands = [0.0] * vocabulary.num_interactions
-    for verb, name in enumerate(vocabulary.verbs):
-        common = [
-            index
-            for index, (interaction_verb, _) in enumerate(vocabulary.interactions)
-            if interaction_verb == verb and index not in rare
-        ]
-        for index in common:
-            weights[index] = (
-                NO_INTERACTION_WEIGHT if verb == vocabulary.no_interaction else 1
-            ) / len(common)
-            hands[index] = float(name == "hold")
-    return tuple(weights), tuple(hands)
+    rare = vocabulary.rare if part in RARE_PERIOD else ()
+    verbs = [verb for verb, _ in vocabulary.interactions]
+    common = [index for index in range(vocabulary.num_interactions) if index not in rare]
+    counts = Counter(verbs[index] for index in common)
+    weights, hands = np.zeros((2, vocabulary.num_interactions))
+    for index in common:
+        weight = NO_INTERACTION_WEIGHT if verbs[index] == vocabulary.no_interaction else 1
+        weights[index] = weight / counts[verbs[index]]
+        hands[index] = vocabulary.verbs[verbs[index]] == "hold"
+    return tuple(weights.tolist()), tuple(hands.tolist())
 
 
 @cache
