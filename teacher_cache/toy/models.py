@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection import FasterRCNN
+from torchvision.transforms import v2
+from torchvision.transforms.functional import normalize
+from torchvision.tv_tensors import BoundingBoxes
 
 from pipeline.types import Annotation
 from pipeline.utils.devices import autocast
@@ -130,7 +133,7 @@ def train_teacher(
         batch = augment(crops[rows], MAX_SHIFT, generator).to(device)
         present, local = labels[rows].unique(return_inverse=True)
         with autocast(device, "auto"):
-            image_features = model.encode_image(normalise(batch), normalize=True)
+            image_features = model.encode_image(normalize(batch, MEAN, STD), normalize=True)
             text_features = model.encode_text(tokens[present.to(device)], normalize=True)
         loss = contrastive_loss(
             image_features.float(),
@@ -147,13 +150,6 @@ def train_teacher(
         # Reading the loss waits for a GPU.
         on_step(batch_size, f"loss {loss.item():.3f}" if step % 10 == 0 else "")
     return model.eval()
-
-
-def normalise(images: Tensor) -> Tensor:
-    """(B, 3, H, W) images in [0, 1], normalised with OpenAI CLIP's mean and std."""
-    mean = torch.tensor(MEAN, device=images.device).view(3, 1, 1)
-    std = torch.tensor(STD, device=images.device).view(3, 1, 1)
-    return (images - mean) / std
 
 
 def augment(crops: Tensor, max_shift: int, generator: torch.Generator) -> Tensor:
@@ -214,16 +210,16 @@ def train_detector(
     Returns:
         The trained detector in eval mode.
     """
-    ids = torch.tensor(vocabulary.category_ids)
+    ids, size = torch.tensor(vocabulary.category_ids), images.shape[-2:]
     targets = [
         {
-            "boxes": torch.from_numpy(annotation.boxes),
+            "boxes": BoundingBoxes(annotation.boxes, format="XYXY", canvas_size=size),
             "labels": ids[torch.from_numpy(annotation.labels)],
         }
         for annotation in annotations
     ]
-    steps = len(images) // batch_size
-    # torchvision samples anchors and proposals with torch's global generator.
+    steps, flip = len(images) // batch_size, v2.RandomHorizontalFlip()
+    # torchvision flips images and samples anchors and proposals with torch's global generator.
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
         model = toy_detector(max(vocabulary.category_ids)).to(device).train()
@@ -236,11 +232,7 @@ def train_detector(
         for _ in range(epochs):
             order = torch.randperm(len(images), generator=generator)
             for rows in order[: steps * batch_size].view(steps, -1).tolist():
-                flips = torch.rand(len(rows), generator=generator) < 0.5
-                batch = [
-                    _flip(images[row], targets[row], bool(flip))
-                    for row, flip in zip(rows, flips, strict=True)
-                ]
+                batch = [flip(images[row], targets[row]) for row in rows]
                 with autocast(device, "auto"):
                     losses = model(
                         [image.to(device).float() / 255 for image, _ in batch],
@@ -254,11 +246,3 @@ def train_detector(
                 schedule.step()
                 on_step(len(rows), f"loss {loss.item():.3f}")
     return model.eval()
-
-
-def _flip(image: Tensor, target: dict[str, Tensor], flip: bool) -> tuple[Tensor, dict[str, Tensor]]:
-    if not flip:
-        return image, target
-    boxes = target["boxes"].clone()
-    boxes[:, [0, 2]] = image.shape[-1] - target["boxes"][:, [2, 0]]
-    return image.flip(-1), {"boxes": boxes, "labels": target["labels"]}
