@@ -96,36 +96,6 @@ def test_both_commands_work_without_clip(student, published_checkpoint, dataset_
     assert (first["nms"], third["nms"]["threshold"]) == (None, 0.99)
 
 
-# A terminal's Ctrl-C reaches the workers too.
-INTERRUPT = """
-import os, signal
-from student.engine.train_step import TrainStep
-os.setsid()
-whole = TrainStep.losses
-def losses(self, outputs, samples):
-    if self.scheduler.last_epoch == 1:
-        os.killpg(0, signal.SIGINT)
-    return whole(self, outputs, samples)
-TrainStep.losses = losses
-"""
-
-
-@pytest.mark.slow
-def test_an_interrupt_keeps_the_work_and_the_same_command_ends_it(start, student, tmp_path):
-    words = [*student, "--epochs", 2, "--workers", 1, "--log-every", 3]
-    code, _, err = start(words, first=INTERRUPT)()
-    assert code == 130, err
-    assert "interrupted; run the same command again to resume" in err.splitlines()[-1]
-    assert "Traceback" not in err
-    assert (tmp_path / "run/checkpoint.pt").is_file()
-    assert not (tmp_path / "run/results.json").exists()
-    code, _, err = start(words)()
-    assert code == 0 and "resuming at step 2 of 4" in err, err
-    log = (tmp_path / "run/metrics.jsonl").read_text()
-    assert [json.loads(line)["step"] for line in log.splitlines()] == [3, 4]
-    assert (tmp_path / "run/results.json").is_file()
-
-
 @pytest.mark.parametrize("name", ["student", "evaluate", "batch-scripts"])
 def test_every_option_is_explained(run, name):
     unexplained = [one.name for one in train.commands[name].params if not getattr(one, "help", "")]

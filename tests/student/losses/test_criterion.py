@@ -98,7 +98,7 @@ def golden_run(golden_file):
 
 
 @pytest.mark.golden("criterion_*.npz")
-def test_golden_matching(golden_run):
+def test_golden_matches_and_verb_targets(golden_run):
     golden, layers, targets, losses = golden_run
     for layer in range(len(layers)):
         for image in range(len(targets)):
@@ -106,11 +106,6 @@ def test_golden_matching(golden_run):
                 expected = golden[f"m{layer}.{image}.{kind}"].reshape(2, -1).T.tolist()
                 ours = torch.stack(matched(losses, layer, image, candidates), 1).tolist()
                 assert sorted(ours) == sorted(expected)
-
-
-@pytest.mark.golden("criterion_*.npz")
-def test_golden_verb_targets(golden_run):
-    golden, layers, targets, losses = golden_run
     for image, target in enumerate(targets):
         mask = torch.zeros(len(target), 1)
         for candidates in (False, True):
@@ -121,7 +116,7 @@ def test_golden_verb_targets(golden_run):
 
 
 @pytest.mark.golden("criterion_*.npz")
-def test_golden_losses(golden_run):
+def test_golden_losses_and_gradients(golden_run):
     golden, layers, _, losses = golden_run
     expected = {
         name: value
@@ -137,11 +132,6 @@ def test_golden_losses(golden_run):
     }
     assert ours == pytest.approx(expected, rel=1e-4)
     assert total(losses).item() == pytest.approx(float(golden["total"]), rel=1e-4)
-
-
-@pytest.mark.golden("criterion_*.npz")
-def test_golden_gradients(golden_run):
-    golden, layers, _, losses = golden_run
     total(losses).backward()
     for key in golden.files:
         if key.startswith("g"):
