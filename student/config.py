@@ -56,15 +56,25 @@ class CheckedSettings:
 
 @dataclass(frozen=True)
 class ModelConfig(CheckedSettings):
-    """The detector's architecture and sizes."""
+    """The detector's architecture and sizes.
 
-    num_objects: int = setting(
-        80, "Number of object classes O of the vocabulary.", low=1, derived=True
-    )
-    num_verbs: int = setting(
-        117, "Number of verb classes V of the vocabulary.", low=1, derived=True
-    )
-    person: int = setting(0, "Index of the object class person.", low=0, derived=True)
+    Fields that follow from the data, and so are no settings:
+
+    Attributes:
+        num_objects, num_verbs: numbers O and V of the vocabulary's classes.
+        person: index of the object class person.
+        pair_people: with queries from proposals, people are objects of pairs too.
+        text_dim, num_texts, text_model: size D and number R of the text embeddings, and their CLIP
+            model; 0 and empty for a linear head.
+    """
+
+    num_objects: int = 80
+    num_verbs: int = 117
+    person: int = 0
+    pair_people: bool = False
+    text_dim: int = 0
+    num_texts: int = 0
+    text_model: str = ""
     num_queries: int = setting(
         64, "Number of queries Q, that is of predicted pairs per image.", low=1
     )
@@ -72,9 +82,6 @@ class ModelConfig(CheckedSettings):
         "learned",
         "Decoder queries: learned embeddings, or built from the pairs that a proposal head finds.",
         choices=("learned", "proposals"),
-    )
-    pair_people: bool = setting(
-        False, "With queries from proposals, people are objects of pairs too.", derived=True
     )
     backbone: str = setting("resnet50", "Backbone architecture.", choices=BACKBONES)
     hidden_dim: int = setting(
@@ -107,19 +114,10 @@ class ModelConfig(CheckedSettings):
         " can be added after training.",
         choices=("linear", "text"),
     )
-    text_dim: int = setting(
-        0, "Size D of the text embeddings; 0 for a linear head.", low=0, derived=True
-    )
-    num_texts: int = setting(
-        0, "Number R of the text embeddings; 0 for a linear head.", low=0, derived=True
-    )
-    text_model: str = setting(
-        "", "The CLIP model of the text embeddings; empty for a linear head.", derived=True
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.person < self.num_objects:
+        if not 0 <= self.person < self.num_objects:
             expected = f"a number from 0 to {self.num_objects - 1}"
             raise InputError(f"person: expected {expected}, found {self.person}")
         for name in ("text_dim", "num_texts") if self.verb_head == "text" else ():

@@ -23,7 +23,6 @@ class Setting:
         group: heading in `--help` and configuration files; "" for that of its dataclass.
         option: name of the command-line option where it differs from the field's.
         default_text: replaces the default in texts, where that follows from other inputs.
-        derived: the value follows from the data, so that it cannot be set.
     """
 
     help: str
@@ -35,7 +34,6 @@ class Setting:
     group: str = ""
     option: str = ""
     default_text: str = ""
-    derived: bool = False
 
     def check(self, name: str, value: Any) -> None:
         """Raises:
@@ -84,7 +82,7 @@ def list_settings(config: type) -> dict[str, tuple[Setting, type]]:
     found = {}
     for one in fields(config):
         described: Setting | None = one.metadata.get("setting")
-        if described is not None and not described.derived:
+        if described is not None:
             hint = hints[one.name]
             kinds = [kind for kind in getattr(hint, "__args__", (hint,)) if kind is not type(None)]
             found[one.name] = (described, kinds[0])

@@ -18,7 +18,7 @@ class Config:
     share: float = setting(0, "A range.", low=0, high=1)
     decay: float = setting(0, "An open upper bound.", low=0, high=1, high_open=True)
     seed: int | None = setting(None, "Optional.", low=0)
-    classes: int = setting(1, "Given by the data.", low=1, derived=True)
+    classes: int = 1
     plain: int = -1
 
     def __post_init__(self):
@@ -34,7 +34,6 @@ class Config:
         ("share", [0, 0.5, 1], [-0.1, 1.1, NAN], "a number from 0 to 1"),
         ("decay", [0, 0.99], [-0.1, 1, NAN], "a number from 0 to below 1"),
         ("seed", [None, 0], [-1], "at least 0"),
-        ("classes", [1], [0], "at least 1"),
     ],
 )
 def test_values_outside_are_named(name, inside, outside, expected):
