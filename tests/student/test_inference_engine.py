@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.nn.functional import linear, scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from evaluation.hico.nms import NmsConfig, pairwise_nms
@@ -23,7 +21,6 @@ from student.engine.evaluate import evaluate_checkpoint
 from student.engine.run import run_student
 from student.engine.run_inputs import build_inputs
 from student.inference.detector import Detector
-from student.inference.export import DetectorGraph
 from student.inference.postprocess import SelectionConfig, select_detections
 from student.inference.predict_dataset import predict_dataset
 from student.inference.predict_images import predict_images
@@ -212,47 +209,6 @@ def from_json(entry, vocabulary):
         hois=np.array(hois),
         scores=np.array([one["score"] for one in rows], dtype=np.float32),
     )
-
-
-# Operations with matrix products, and their numbers of factors.
-PRODUCTS = {torch.conv2d: 2, linear: 2, scaled_dot_product_attention: 3}
-
-
-class Tf32(TorchFunctionMode):
-    """Rounds float32 factors to 10 bits of mantissa, as a GPU does with TF32."""
-
-    def __torch_function__(self, operation, types, args=(), kwargs=None):
-        factors = PRODUCTS.get(operation, 0)
-        rounded = [
-            ((one.contiguous().view(torch.int32) + 2**12) & -(2**13)).view(torch.float32)
-            for one in args[:factors]
-        ]
-        return operation(*rounded, *args[factors:], **(kwargs or {}))
-
-
-@pytest.mark.parametrize("configured", ["learned"], indirect=True)
-def test_tf32_keeps_the_order_of_different_scores(detector, mixed):
-    """Different by more than 0.005, the bound in the README."""
-    graph = DetectorGraph(detector)
-    valid, tolerance = torch.from_numpy(detector.vocabulary.valid.T), 0.005
-    for path in image_paths(mixed)[:3]:
-        pixels = pil_to_tensor(read_image(path))[None] / 255
-        sizes = torch.tensor([pixels.shape[-2:]])
-        with torch.no_grad():
-            exact = graph(pixels, sizes)
-            with Tf32():
-                rounded = graph(pixels, sizes)
-        assert not torch.equal(exact["pred_verb_logits"], rounded["pred_verb_logits"])
-        one, other = (every_score(outputs, valid) for outputs in (exact, rounded))
-        assert (one - other).abs().max() <= tolerance
-        apart = one[:, None] - one[None] > tolerance
-        assert apart.any() and (other[:, None] > other[None])[apart].all()
-
-
-def every_score(outputs, valid):
-    objects, labels = outputs["pred_object_logits"].softmax(-1)[..., :-1].max(-1)
-    scores = outputs["pred_verb_logits"].sigmoid() * objects[..., None]
-    return scores[valid[labels]]
 
 
 def test_all_commands_use_the_precision_of_the_training(run, mixed, monkeypatch, tmp_path):

@@ -2,6 +2,7 @@ import shutil
 from functools import partial
 
 import pytest
+from PIL import Image
 
 from evaluation.predictions import read_predictions
 from pipeline.datasets.dataset import open_dataset
@@ -36,19 +37,23 @@ def test_threshold_and_top(predict, tmp_path):
 
 
 def test_unreadable_images_are_reported_and_left_out(
-    predict, dataset_root, tmp_path, messages, vocabulary
+    predict, dataset_root, tmp_path, messages, vocabulary, monkeypatch
 ):
+    """And images of another size than declared, of which a few are allowed."""
     data = shutil.copytree(dataset_root, tmp_path / "data")
     images = sorted((data / "images/test2015").iterdir())
     images[1].write_bytes(b"no image")
     images[2].unlink()
-    with pytest.raises(InputError, match="2 of 6 images could not be read and are missing in"):
+    with Image.open(images[3]) as image:
+        image.resize((50, 50)).save(images[3])
+    monkeypatch.setattr("pipeline.datasets.size_check.MAX_MISMATCH_SHARE", 0.5)
+    with pytest.raises(InputError, match="3 of 6 images could not be read and are missing in"):
         predict(data)
     lines = "\n".join(messages)
     assert lines.count(f"{images[1]}: expected an image") == 1
     assert lines.count(f"{images[2]}: no such image") == 1
     found = read_predictions(tmp_path / "out/predictions.json", vocabulary)
-    assert [one.image_id for one in found] == [p.name for p in (images[0], *images[3:])]
+    assert [one.image_id for one in found] == [p.name for p in (images[0], *images[4:])]
 
 
 def test_existing_predictions_are_refused(predict, tmp_path):

@@ -13,13 +13,14 @@ def small(build, small_config):
     return build(small_config)
 
 
-@pytest.fixture(params=["small", "matching", "toy"])
+@pytest.fixture(params=["small", "matching", "toy", "toy backbone"])
 def config(request, small_config, toy_config):
     """Detectors that differ in their queries and heads."""
     return {
         "small": small_config,
         "matching": replace(small_config, matching_head=True),
         "toy": toy_config,
+        "toy backbone": replace(small_config, backbone="toy"),
     }[request.param]
 
 

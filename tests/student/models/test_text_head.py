@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.utils.errors import InputError
-from student.config import ModelConfig
 from student.models.text_head import TextEmbeddings, TextVerbHead
 
 OBJECTS, VERBS, TEXTS, DIM = 3, 4, 6, 5
@@ -90,15 +88,3 @@ def test_a_detector_gives_embeddings_of_all_layers(config, build):
     assert "pred_verb_embeddings" not in build(replace(config, verb_head="linear"))(
         [torch.rand(3, 64, 64)]
     )
-
-
-def test_linear_heads_have_no_text_keys(small_config, build):
-    model = build(small_config)
-    assert sum("verb_head" in name for name in model.state_dict()) == 2
-    assert ModelConfig().verb_head == "linear"
-
-
-@pytest.mark.parametrize("name", ["text_dim", "num_texts"])
-def test_a_text_head_needs_sizes(config, name):
-    with pytest.raises(InputError, match=f"{name}: expected at least 1, found 0"):
-        replace(config, **{name: 0})
