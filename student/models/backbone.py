@@ -159,7 +159,7 @@ def build_backbone(name: str, multiscale: bool = True) -> nn.Module:
             if isinstance(child, nn.Sequential) and isinstance(child[1], FrozenBatchNorm2d):
                 setattr(parent, child_name, FoldedConvNormActivation(*child))
     # DistributedDataParallel waits for a gradient of every trained parameter.
-    for frozen in TOY_FROZEN:
+    for frozen in TOY_FROZEN if multiscale else TOY_FROZEN + TOY_MULTISCALE_ONLY:
         backbone.get_submodule(frozen).requires_grad_(False)
     return backbone
 
