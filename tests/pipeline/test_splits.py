@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -108,6 +110,11 @@ def test_split_files(toy, toml, text, unseen, distilled):
     assert len(split.unseen) == unseen
     verbs = set(toy.verbs) - {"no_interaction"} if distilled == "all" else set(distilled)
     assert {toy.verbs[verb] for verb in np.flatnonzero(split.distilled_verbs)} == verbs
+
+
+def test_a_verb_with_seen_interactions_is_not_an_unseen_one(toy):
+    splits = {"mine": {"unseen": [0], "distilled": "unseen_verbs"}}
+    assert not load_split(replace(toy, splits=splits), "mine").distilled_verbs.any()
 
 
 def test_split_file_named_like_a_builtin_split_keeps_its_ending(toy, toml):

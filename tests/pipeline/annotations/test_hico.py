@@ -171,7 +171,7 @@ def image(name, hois, size=(100.0, 80.0)):
 
 
 MAT_TRAIN = [
-    image("a.jpg", [hoi(1), hoi(2), invisible(3)]),
+    image("a.jpg", [hoi(1), hoi(2), invisible(3), hoi(3, invis=1)]),
     image("b.jpg", [invisible(1)]),
     image("c.jpg", [hoi(3, [(1, 2, 9, 9)] * 2, [(3, 3, 8, 8), (4, 4, 20, 20)], [(1, 1), (2, 2)])]),
 ]

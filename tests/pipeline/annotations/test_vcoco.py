@@ -243,6 +243,13 @@ def test_read_actions(save_json):
     order = {"image_id": [9, 7, 7], "ann_id": [3, 1, 2], "label": [0, 0, 1]}
     again = read_actions(save_json([HOLD, {**STAND, **order, "role_object_id": [3, 1, 2]}]))
     assert again.labels.tolist() == table.labels.tolist()
+    again = read_actions(save_json([{**STAND, **order, "role_object_id": [3, 1, 2]}, HOLD]))
+    assert again.people.tolist() == [3, 1, 2]
+    assert again.labels.tolist() == [[0, 0, 1], [1, 1, 0]]
+    # An object of a person who does not do the action means nothing.
+    objects = [1, 2, 3, 55, 66, 0]
+    again = read_actions(save_json([{**HOLD, "role_object_id": objects}]))
+    assert again.role_objects.tolist() == [[[55], [0], [0]]]
 
 
 @pytest.mark.parametrize(

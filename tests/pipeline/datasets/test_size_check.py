@@ -83,6 +83,11 @@ def test_declared_sizes_confirm_the_orientation(turned):
     assert list(found.warnings()) == [] and found.unusable == {}
 
 
+def test_other_images_that_confirm_the_orientation_make_it_a_wrong_size(turned):
+    found = sizes_of(turned([6, 6], None, [SIZE[::-1], SIZE]))
+    assert list(found.size_mismatch) == ["001.png"] and not found.orientation_mismatch
+
+
 @pytest.mark.parametrize(
     ("orientations", "declared", "size", "count"),
     [
