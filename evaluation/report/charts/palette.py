@@ -58,11 +58,11 @@ DARK: dict[str, str] = {
 }
 HATCHES = {
     "control": "////",
-    "teacher": "....",
+    "teacher": "..",
     "predictions": "xxxx",
     "unseen": "////",
     "wrong_object": "////",
-    "localisation": "....",
+    "localisation": "..",
     "duplicate": "\\\\\\\\",
     "wrong_pair": "xxxx",
     "background": "----",
