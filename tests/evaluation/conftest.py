@@ -62,24 +62,42 @@ def report(runs, tmp_path_factory):
 
 
 @pytest.fixture
-def distilled(toy):
+def make(toy):
+    """Results whose unseen and seen AP are the same for every interaction."""
+
+    def build(unseen_ap, seen_ap=0.5, *, split="ua", **fields):
+        held_back = load_split(toy, split).unseen
+        per_class = {
+            toy.interaction_name(index): unseen_ap if index in held_back else seen_ap
+            for index in range(toy.num_interactions)
+        }
+        metrics = dict.fromkeys(METRICS, 0.4)
+        metrics |= {"unseen": unseen_ap if held_back else None, "seen": seen_ap}
+        values = {
+            "name": "run",
+            "kind": "student",
+            "dataset": "toy",
+            "vocabulary": "toy",
+            "setting": "default",
+            "num_images": 10,
+            "training_split": split,
+            "distillation": True,
+        }
+        return Results(
+            **{**values, **fields},
+            split=split,
+            unseen=held_back,
+            metrics=metrics,
+            per_class=per_class,
+        )
+
+    return build
+
+
+@pytest.fixture
+def distilled(make):
     """Results of a distilled run on split `ua`."""
-    unseen = load_split(toy, "ua").unseen
-    metrics = {**dict.fromkeys(METRICS, 0.4), "seen": 0.55, "unseen": 0.7012}
-    return Results(
-        name="run",
-        kind="student",
-        dataset="toy",
-        vocabulary="toy",
-        split="ua",
-        unseen=unseen,
-        setting="default",
-        metrics=metrics,
-        per_class={toy.interaction_name(index): 0.7 for index in unseen},
-        num_images=10,
-        training_split="ua",
-        distillation=True,
-    )
+    return make(0.7012, 0.55)
 
 
 def _guess(annotation, skill, unseen, vocabulary, rng):

@@ -28,7 +28,7 @@ def test_percent(value, expected):
 def test_table(distilled):
     known = replace(distilled, setting="known_object", metrics={**distilled.metrics, "rare": None})
     lines = format_results_table([distilled, known])
-    assert lines[0] == "toy, split ua: 10 images, 13 interactions"
+    assert lines[0] == "toy, split ua: 10 images, 50 interactions"
     assert "default setting" in lines[1]
     assert [line.split() for line in lines[2:]] == [
         ["full", "40.00", "40.00"],

@@ -11,43 +11,32 @@ from evaluation.vcoco.average_precision import AGENT_AP, ROLE_AP, VcocoResults
 from pipeline.vocabulary import load_vocabulary
 
 
-@pytest.fixture
-def scored(distilled):
-    """Results with other unseen mAP and fields."""
-
-    def make(unseen, **fields):
-        metrics = {**distilled.metrics, "unseen": unseen, "seen": 0.5}
-        return replace(distilled, metrics=metrics, **fields)
-
-    return make
-
-
 def headline(toy, *results):
     return build_headline(compare(results, toy))
 
 
-def test_headline_with_control(toy, distilled, scored):
-    first, more = headline(toy, distilled, scored(0.021, distillation=False))
+def test_headline_with_control(toy, distilled, make):
+    first, more = headline(toy, distilled, make(0.021, distillation=False))
     result = "70.1 mAP on carry, kick and push without any label of them"
     assert first == f"{result}; 2.1 without distillation."
     assert more == "On seen interactions it has 55.0, without distillation 50.0."
-    first, _ = headline(toy, distilled, scored(0.75, distillation=False))
+    first, _ = headline(toy, distilled, make(0.75, distillation=False))
     assert first.endswith("without distillation: distillation did not help here.")
     first, more = headline(toy, distilled)
     assert first == f"{result}." and "a run without distillation" in more
 
 
-def test_headline_with_everything(toy, distilled, scored):
-    control = scored(0.021, distillation=False)
-    all_labels = scored(0.81, distillation=False, training_split="full")
-    teacher = scored(0.475, kind="teacher", distillation=None)
+def test_headline_with_everything(toy, distilled, make):
+    control = make(0.021, distillation=False)
+    all_labels = make(0.81, distillation=False, training_split="full")
+    teacher = make(0.475, kind="teacher", distillation=None)
     _, more = headline(toy, teacher, all_labels, control, distilled)
     assert "the same student reaches 81.0: distillation closes 86 % of the gap." in more
     assert "It is better than its teacher, which has 47.5." in more
 
 
-def test_headline_without_a_distilled_run(toy, distilled, scored):
-    first, _ = headline(toy, scored(0.021, distillation=False))
+def test_headline_without_a_distilled_run(toy, distilled, make):
+    first, _ = headline(toy, make(0.021, distillation=False))
     assert first == "Unseen mAP: No distillation 2.1."
     full = replace(distilled, split="full", unseen=(), training_split="full", distillation=False)
     assert headline(toy, full)[0] == "Full mAP: Student 40.0."
