@@ -57,6 +57,10 @@ def test_jobs_of_an_array_share_the_lock(tmp_path):
         pass
     with lock_folder(tmp_path):
         pass
+    with lock_folder(tmp_path, shared=True):
+        (tmp_path / LOCK).write_text(OWNER % "true")
+    # The record of another job is kept.
+    assert (tmp_path / LOCK).read_text() == OWNER % "true"
 
 
 @pytest.mark.parametrize("record, kind", [("", "another builder"), (OWNER % "true", "a job")])
