@@ -125,12 +125,9 @@ def unusual(shared_dataset, tmp_path_factory):
     return root, kinds
 
 
-@pytest.mark.parametrize("level", ["region", "image"])
-def test_every_image_has_outputs_or_is_listed_as_failed(
-    unusual, tmp_path, monkeypatch, capfd, level
-):
+def test_every_image_has_outputs_or_is_listed_as_failed(unusual, tmp_path, monkeypatch, capfd):
     root, kinds = unusual
-    arguments = ["build", root, "--out", tmp_path / "cache", "--device", "cpu", "--level", level]
+    arguments = ["build", root, "--out", tmp_path / "cache", "--device", "cpu"]
     arguments += ["--person-threshold", 0.06, "--object-threshold", 0.06]
     arguments += ["--max-people", 2, "--max-objects", 3, "--images-per-shard", 9]
     monkeypatch.setattr(sys, "argv", ["eoid-cache", *map(str, arguments)])
