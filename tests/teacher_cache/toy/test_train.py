@@ -15,6 +15,7 @@ from student.weights.pretrained import load_pretrained
 from teacher_cache.detectors.torchvision import Detector, DetectorConfig, recognise_architecture
 from teacher_cache.teachers.clip import ClipConfig, ClipTeacher
 from teacher_cache.teachers.prompts import interaction_prompts
+from teacher_cache.toy import train
 from teacher_cache.toy.train import (
     ToyModelsConfig,
     captioned_regions,
@@ -27,8 +28,17 @@ SHORT = ToyModelsConfig(num_images=16, teacher_steps=2, detector_epochs=1)
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "models"
-    train_toy_models(folder, SHORT, "cpu")
+    """Models trained in this process, where the libraries are loaded already."""
+
+    def run(jobs):
+        for job, _ in jobs.values():
+            job(lambda count, note: None)
+
+    folder, threads = tmp_path_factory.mktemp("models") / "models", torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "run_in_processes", run)
+        train_toy_models(folder, SHORT, "cpu")
+    torch.set_num_threads(threads)
     return folder
 
 
