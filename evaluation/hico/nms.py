@@ -35,16 +35,16 @@ def pairwise_nms(detections: Detections, config: NmsConfig | None = None) -> Det
     order = np.argsort(-detections.scores, kind="stable")
     hois, boxes = detections.hois[order], detections.boxes.astype(np.float64)
     humans, objects, verbs = hois.T
-    has_object = objects >= 0
-    object_labels = np.where(has_object, detections.labels[objects], -1)
+    object_labels = np.where(objects >= 0, detections.labels[objects], -1)
     classes = detections.labels[humans] << 40 | (object_labels + 1) << 20 | verbs
     keep = np.ones(len(hois), dtype=bool)
     for better, worse in join(classes, classes):
         later = worse > better
         better, worse = better[later], worse[later]
         overlap = inclusive_iou(boxes[humans[better]], boxes[humans[worse]]) ** config.human_power
+        # Pairs without object have index -1, for both the same box, whose IoU is 1.
         object_iou = inclusive_iou(boxes[objects[better]], boxes[objects[worse]])
-        overlap *= np.where(has_object[better], object_iou, 1.0) ** config.object_power
+        overlap *= object_iou**config.object_power
         suppressed = overlap > config.threshold
         for kept, other in zip(better[suppressed], worse[suppressed], strict=True):
             if keep[kept]:

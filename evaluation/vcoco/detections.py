@@ -338,9 +338,8 @@ def _entries_by_person(
         if role != AGENT:
             box = item.boxes[thing].tolist() if thing >= 0 else [0.0] * 4
             entries[rank][f"{action}_{role}"] = [*box, score]
-        if rank == 0:
-            # The first verb of the action has the best score.
-            entries[0].setdefault(f"{action}_{AGENT}", score)
+        # The first verb of the action has the best score.
+        entries[0].setdefault(f"{action}_{AGENT}", score)
     return by_person
 
 
