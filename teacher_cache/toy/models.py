@@ -236,7 +236,10 @@ def train_detector(
                 with autocast(device, "auto"):
                     losses = model(
                         [image.to(device).float() / 255 for image, _ in batch],
-                        [{k: v.to(device) for k, v in target.items()} for _, target in batch],
+                        [
+                            {k: v.as_subclass(torch.Tensor).to(device) for k, v in target.items()}
+                            for _, target in batch
+                        ],
                     )
                 loss = torch.stack(list(losses.values())).sum()
                 optimizer.zero_grad(set_to_none=True)

@@ -72,7 +72,7 @@ def test_progress_and_validation_are_shown(tmp_path, capsys, messages):
         log.log_validation(3, 2, {"seen": 0.5}, best=True)
     out, err = capsys.readouterr()
     assert out == "" and messages == ["epoch 2, validation: seen 50.00 (best so far)"]
-    assert "1/9 steps" in err and progress_line(lines(tmp_path / "metrics.jsonl")[0]) in err
+    assert "1/9 [" in err and progress_line(lines(tmp_path / "metrics.jsonl")[0]) in err
     assert progress_line({**RECORD, "loss": 3, "losses": {"object": 1.0}}) == (
         "loss 3.00, 8.0 images/s, waiting 25%, 1.5 GB, lr 1.0e-04, object 1.00"
     )
@@ -94,7 +94,7 @@ def test_tensorboard_has_the_same_values(tmp_path):
 
 def test_missing_tensorboard_names_the_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(InputError, match=r"--tensorboard: .*pip install 'eoid\[tensorboard\]'"):
+    with pytest.raises(InputError, match=r"--tensorboard: .*pip install '.\[tensorboard\]'"):
         MetricsLogger(tmp_path, 0, 9, SINGLE_PROCESS, tensorboard=True).__enter__()
 
 
