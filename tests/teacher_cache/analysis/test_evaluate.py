@@ -191,6 +191,13 @@ def test_recall(vocabulary, proposals, expected):
     assert tuple(rates[f"{name}_recall"] for name in ("person", "object", "pair")) == expected
 
 
+def test_people_are_not_objects(vocabulary):
+    image = make_annotation([0, 1, RIDE], [0, 0, HOLD])
+    given = make_outputs(image, [(BOXES[0], BOXES[1], HORSE, 1, 1)], [])
+    rates, _ = rate(vocabulary, (image, given))
+    assert (rates["object_recall"], rates["pair_recall"]) == (1, 0.5)
+
+
 def test_the_score_table_is_aligned():
     verbs = (
         VerbScores("sit on", False, 12, 0.5, 0.25, 0.75, 0.125),

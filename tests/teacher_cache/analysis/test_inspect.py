@@ -95,6 +95,15 @@ def test_a_cache_without_shards(finished):
     assert "best action by object" not in format_overview(overview)
 
 
+def test_pairs_without_a_possible_action(finished):
+    cache = open_cache(finished)
+    read, name = cache.shard_arrays, "pairs/action_probabilities"
+    cache.shard_arrays = lambda shard: {**read(shard), name: np.zeros_like(read(shard)[name])}
+    overview = compute_overview(cache)
+    assert overview["top_actions"] == {} and overview["counts"]["regions"] > 0
+    assert [found["pairs"] for found in overview["confidence"].values()] == [0, 0]
+
+
 def test_lines_json_and_figure(finished, tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="the extra report is not installed")
     file, figure = tmp_path / "i.json", tmp_path / "i.png"
