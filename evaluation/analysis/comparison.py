@@ -74,14 +74,6 @@ class ComparisonEntry:
 
         return self.mean(get_ap)
 
-    def vcoco_roles(self) -> dict[str, list[str]]:
-        """Roles of V-COCO's actions in the order of the results; empty without V-COCO's scores."""
-        roles: dict[str, dict[str, None]] = {}
-        for result in self.results:
-            for action, scores in (result.vcoco.per_action if result.vcoco else {}).items():
-                roles.setdefault(action, {}).update(dict.fromkeys(scores.roles))
-        return {action: list(names) for action, names in roles.items()}
-
     def run_title(self, result: Results) -> str:
         """Display name of one of the results: seed or name, with a number if it is not unique."""
         titles = [
@@ -152,6 +144,14 @@ class Comparison:
             entry for entry in self.entries if any(result.per_class for result in entry.results)
         )
         return replace(self, entries=tuple(entries))
+
+    @property
+    def vcoco_roles(self) -> dict[str, list[str]]:
+        """Roles of V-COCO's actions; empty without V-COCO's scores."""
+        results = [result for entry in self.entries for result in entry.results]
+        scores = next((result.vcoco for result in results if result.vcoco is not None), None)
+        actions = {} if scores is None else scores.per_action
+        return {action: list(each.roles) for action, each in actions.items()}
 
     @property
     def headline_metric(self) -> str:

@@ -3,7 +3,7 @@ single detections precision and recall, error kinds, confusion."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -178,11 +178,10 @@ def _build_training_section(comparison: Comparison) -> Section | None:
 
 def _build_vcoco_section(comparison: Comparison) -> Section | None:
     """Role AP and agent AP of every action of V-COCO."""
-    entries = [entry for entry in comparison.entries if entry.vcoco_roles()]
-    roles: dict[str, dict[str, None]] = {}
-    for entry in entries:
-        for action, names in entry.vcoco_roles().items():
-            roles.setdefault(action, {}).update(dict.fromkeys(names))
+    roles = comparison.vcoco_roles
+    entries = [
+        entry for entry in comparison.entries if any(result.vcoco for result in entry.results)
+    ]
     charts = []
     for name, title, pairs in (
         (
@@ -210,16 +209,18 @@ def _build_vcoco_section(comparison: Comparison) -> Section | None:
         " the action. If a role has no annotated object, scenario 1 requires an empty box and"
         " scenario 2 accepts any box."
     )
-    table = _build_vcoco_table(entries, list(roles))
+    table = _build_vcoco_table(entries, roles)
     return Section("roles", "Agents and roles", note, charts, table=table)
 
 
-def _build_vcoco_table(entries: Sequence[ComparisonEntry], actions: Sequence[str]) -> Table:
+def _build_vcoco_table(
+    entries: Sequence[ComparisonEntry], roles: Mapping[str, Sequence[str]]
+) -> Table:
     rows = []
     for entry in entries:
-        for action in actions:
+        for action, names in roles.items():
             agent = format_percent(entry.vcoco_ap(action))
-            for index, role in enumerate(entry.vcoco_roles().get(action) or [""]):
+            for index, role in enumerate(names or [""]):
                 values = [
                     format_percent(entry.vcoco_ap(action, role, scenario)) if role else ""
                     for scenario in SCENARIO_KEYS
