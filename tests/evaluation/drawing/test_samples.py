@@ -34,7 +34,8 @@ def test_the_best_detections_are_drawn_and_marked(dataset, annotations, toy, tmp
     chosen = next(annotation for annotation in annotations.annotations if len(annotation.hois))
     records = [record for record in dataset.records(annotations) if record.id == chosen.image_id]
     right = detections(chosen)
-    others = (right.hois + [0, 0, 1]) % [99, 99, toy.num_verbs]
+    others = right.hois.copy()
+    others[:, 2] = (others[:, 2] + 1) % toy.num_verbs
     more = replace(
         right,
         hois=np.vstack([right.hois, others]),
