@@ -74,6 +74,19 @@ def test_an_image_without_pairs_among_others():
     assert matches.num_last_layer == 1
 
 
+def test_padding_takes_no_query_of_a_candidate():
+    outputs = make_outputs([at(0.2), at(0.22)])
+    # Padded pairs have class 0, which the better query predicts.
+    outputs["pred_object_logits"][..., 0, 0] = 3.0
+    outputs["pred_object_logits"][..., 0, 1] = outputs["pred_object_logits"][..., 1, 1] = 1.0
+    both = {name: torch.cat([x, x], dim=1) for name, x in outputs.items()}
+    candidate = make_targets([at(0.2)], [False])
+    candidate.object_labels[:] = 1
+    others = make_targets([at(0.5), at(0.8), at(0.9)], [False] * 3)
+    assert pairs(match(outputs, candidate), True) == [[0, 0]]
+    assert pairs(match(both, candidate, others), True) == [[0, 0]]
+
+
 def test_candidates_are_matched_with_the_queries_left_by_seen_pairs():
     outputs = make_outputs([at(0.2), at(0.5), at(0.8)])
     targets = make_targets([at(0.21), at(0.2), at(0.79)], [True, False, False])
