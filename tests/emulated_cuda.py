@@ -35,7 +35,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 # Private parts of torch are replaced, so each version has to be tried.
-TESTED = ("2.14",)
+TESTED = ("2.14", "2.15")
 # Operators whose result is a number, or has a size, that only the device knows.
 SIZED_BY_DATA = {
     *("nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "nms", "equal"),
