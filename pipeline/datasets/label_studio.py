@@ -100,7 +100,7 @@ class _Image:
         size: width and height in pixels of the upright image; None without any rectangle.
         boxes: xyxy in pixels.
         objects: object name of every box.
-        pairs: (person, object, verb name): two box indices and a verb.
+        pairs: (person, object, verb): two box indices and the verb's name.
     """
 
     name: str
@@ -239,7 +239,8 @@ class _Reader:
                     AGAINST_ARROW, self.error(task.id, where, "an arrow from the person", found)
                 )
             pairs = [(subject, second if people[0] else first)]
-        image.pairs += [(*pair, verb) for pair in pairs for verb in relation.labels]
+        labelled = [(*pair, _verb_name(verb)) for pair in pairs for verb in relation.labels]
+        image.pairs += [row for row in dict.fromkeys(labelled) if row not in image.pairs]
 
     def _find_image(self, task: _Task) -> str:
         """Path of the task's image, relative to the images folder."""
@@ -321,9 +322,9 @@ def _new_vocabulary(tasks: list[_Image], file: Path) -> Vocabulary:
     objects = sorted({normalise_name(name) for task in tasks for name in task.objects})
     objects.sort(key=lambda name: name != PERSON)
     further = iter(range(max(ids.values()) + 1, max(ids.values()) + 1 + len(objects)))
-    verbs = sorted({_verb_name(verb) for task in tasks for *_, verb in task.pairs})
+    verbs = sorted({verb for task in tasks for *_, verb in task.pairs})
     pairs = {
-        (verbs.index(_verb_name(verb)), objects.index(normalise_name(task.objects[target])))
+        (verbs.index(verb), objects.index(normalise_name(task.objects[target])))
         for task in tasks
         for _, target, verb in task.pairs
     }
@@ -337,8 +338,8 @@ def _new_vocabulary(tasks: list[_Image], file: Path) -> Vocabulary:
 
 
 def _verb_name(label: str) -> str:
-    name = " ".join(label.split())
-    return NO_INTERACTION if normalise_name(name) == normalise_name(NO_INTERACTION) else name
+    name = normalise_name(label)
+    return NO_INTERACTION if name == normalise_name(NO_INTERACTION) else name
 
 
 def _hoia_entry(image: _Image, vocabulary: Vocabulary, reader: _Reader) -> dict[str, Any]:
@@ -414,6 +415,9 @@ def convert_label_studio(
         refuse_existing(file, overwrite)
     reader = _Reader(export, images, strict)
     tasks = list(reader.read_tasks())
+    for name, count in Counter(task.name for task in tasks).items():
+        if count > 1:
+            raise bad_field(export, f"image {name}", "one annotated task", count)
     if not any(task.pairs for task in tasks):
         raise bad_field(export, "tasks", "relations from people to objects", "none")
     vocabulary = vocabulary or out / "vocabulary.json"
@@ -449,5 +453,5 @@ def convert_label_studio(
         "boxes": sum(len(task.boxes) for task in tasks),
         "labelled pairs": sum(len(task.pairs) for task in tasks),
         "objects": len({normalise_name(name) for task in tasks for name in task.objects}),
-        "verbs": len({_verb_name(verb) for task in tasks for *_, verb in task.pairs}),
+        "verbs": len({verb for task in tasks for *_, verb in task.pairs}),
     }

@@ -218,6 +218,7 @@ def test_rectangle_and_label_of_separate_tags_are_joined(tmp_path: Path, images:
         ([task(7, "a.jpg", PERSON)], ["relations"]),
         ([task(7, "a.jpg", PERSON, TURNED)], ["task 7", "region b", "90"]),
         ([task(7, "a.jpg", BROKEN)], ["task 7", "y"]),
+        ([task(7, "a.jpg", *RIDES), task(8, "a.jpg", *RIDES)], ["a.jpg", "2"]),
         ([], ["tasks"]),
     ],
 )
@@ -246,6 +247,14 @@ def test_unusable_relations_are_left_out_or_refused(
     assert len(entry["hoi_annotation"]) == 1
     with pytest.raises(InputError, match=rf"task 5.*{fact}"):
         convert(tmp_path, images, task(5, "a.jpg", *RIDES, row), strict=True, overwrite=True)
+
+
+def test_spellings_of_a_label_are_one_label(tmp_path: Path, images: Path) -> None:
+    spelled = [relation("p", "b", name) for name in ("Sit_on", "sit on", "sit  on", "ride")]
+    (entry,) = convert(tmp_path, images, task(1, "a.jpg", PERSON, BIKE, *spelled))
+    assert len(entry["hoi_annotation"]) == 2
+    words = load_vocabulary(tmp_path / "out/vocabulary.json")
+    assert words.verbs == ("ride", "sit on") and words.verb_ings == ("riding", "sitting on")
 
 
 def test_labels_are_matched_to_an_existing_vocabulary(tmp_path: Path, images: Path) -> None:
