@@ -287,6 +287,11 @@ def _report_status(folder: Path, status: CacheStatus) -> None:
         f"{folder}: {counts['images']} images, {counts['pairs']} pairs,"
         f" {counts['regions']} regions, {counts['shards']} shards"
     )
+    if counts["images"] and not counts["pairs"]:
+        logger.warning(
+            f"{folder}: no image has a human-object pair, so that a student learns nothing from"
+            " this cache; expected a detector that finds the dataset's people and objects"
+        )
     for image, reason in list(failed.items())[:1]:
         logger.warning(f"{folder}: {len(failed)} images could not be read, first {image}: {reason}")
 

@@ -13,6 +13,7 @@ import numpy as np
 from pipeline.datasets.dataset import Dataset, open_dataset
 from pipeline.splits import Split, load_split, remove_unseen_labels, select_distilled_verbs
 from pipeline.utils.errors import InputError
+from pipeline.utils.logging import get_logger
 from pipeline.vocabulary import Vocabulary
 from student.config import Recipe, get_preset
 from student.data.dataset import TrainingDataset
@@ -25,6 +26,8 @@ from student.engine.validation import Validator, split_validation
 from student.utils.distributed import DistContext
 from student.weights.checkpoint_file import RUN_FORMAT
 from teacher_cache.reader.cache import TeacherCache, open_cache
+
+logger = get_logger(__name__)
 
 # Settings that change the result, which the run's plan contains.
 PLANNED_FIELDS = {"split", "options", "distill_verbs", "out"}
@@ -133,6 +136,11 @@ def build_inputs(config: RunConfig, context: DistContext) -> RunInputs:
         raise InputError("--extra-ratio: expected --extra-data beside it, found none")
     if train.shots and not split.unseen:
         raise InputError(f"--shots: expected a split with unseen interactions, found {split.name}")
+    if vocabulary.name == "toy" and config.preset != "toy":
+        logger.warning(
+            f"{dataset.root}: preset {config.preset} is for photographs; --preset toy is the recipe"
+            " for the toy dataset and takes minutes"
+        )
     part = open_part(dataset, "train", context, cache)
     part.require_readable()
     # The test part is needed after the training; errors in it should be raised before.

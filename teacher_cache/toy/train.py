@@ -108,6 +108,10 @@ def train_toy_models(folder: Path, config: ToyModelsConfig, device: str) -> None
             for name, (train, total) in trainings.items()
         }
     )
+    logger.info(
+        f"{folder}: trained; build a cache of a toy dataset with --detector toy"
+        f" --detector-weights {folder / DETECTOR_FILE} --clip-model {folder / TEACHER_FOLDER}"
+    )
 
 
 def _claim_folder(folder: Path, recipe: dict[str, Any]) -> None:

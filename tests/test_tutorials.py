@@ -1,10 +1,15 @@
-"""The notebook of the documentation runs from top to bottom, with small numbers."""
+"""The tutorial and the notebook of the toy dataset run as a whole, with small numbers."""
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-NOTEBOOK = Path(__file__).parents[1] / "docs/notebooks/toy.ipynb"
+DOCS = Path(__file__).parents[1] / "docs"
+NOTEBOOK = DOCS / "notebooks/toy.ipynb"
 SMALL = """
 train_images, test_images = 24, 8
 teacher_images, teacher_steps, detector_epochs = 32, 2, 1
@@ -33,3 +38,30 @@ def test_the_notebook_has_outputs_of_a_run_without_errors():
     outputs = [output for cell in cells for output in cell.outputs]
     assert outputs and not [o for o in outputs if o.output_type == "error"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_tutorial_run(tmp_path):
+    text = (DOCS / "tutorials/toy.md").read_text().partition("## Step by step")[2]
+    script = "\n".join(re.findall(r"^```\n(.*?)^```$", text, re.DOTALL | re.MULTILINE))
+    for numbers, small in (
+        ("--train 600 --test 100", "--train 24 --test 8"),
+        (
+            "toy-models models",
+            "toy-models models --images 32 --teacher-steps 2 --detector-epochs 1",
+        ),
+        ("--epochs 20", "--epochs 1"),
+    ):
+        assert numbers in script
+        script = script.replace(numbers, small)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["bash", "-euc", script],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs/distilled/report.html").is_file()
+    assert len(list((tmp_path / "drawn").glob("*.jpg"))) == 8
