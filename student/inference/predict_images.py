@@ -83,7 +83,7 @@ def predict_images(
         raise InputError("expected at least one image, found none")
     if json_file is not None:
         refuse_existing(json_file, overwrite)
-    settings = _settings(detector, selection)
+    settings = prediction_settings(detector, selection)
     planned = [] if out is None else plan_outputs(images, out)
     results = {} if out is None else _open_out_folder(out, planned, settings, overwrite)
     paths = list(images)
@@ -120,7 +120,7 @@ def predict_images(
     return len(results)
 
 
-def _settings(detector: Detector, selection: SelectionConfig) -> dict[str, Any]:
+def prediction_settings(detector: Detector, selection: SelectionConfig) -> dict[str, Any]:
     """Settings that the results depend on, as JSON: model, vocabulary, split and selection."""
     vocabulary, split = detector.vocabulary, detector.split
     return {

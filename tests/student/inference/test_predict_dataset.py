@@ -7,9 +7,10 @@ from PIL import Image
 from evaluation.predictions import read_predictions
 from pipeline.datasets.dataset import open_dataset
 from pipeline.utils.errors import InputError
+from student.inference.batch_predictor import BatchPredictor
 from student.inference.detector import Detector
 from student.inference.postprocess import SelectionConfig
-from student.inference.predict_dataset import predict_dataset
+from student.inference.predict_dataset import PARTIAL, predict_dataset
 
 
 @pytest.fixture
@@ -34,6 +35,56 @@ def test_threshold_and_top(predict, tmp_path):
     assert all((one.scores >= least - 1e-6).all() for one in again)
     assert len(again[0].scores) == 2
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions.json"]
+
+
+class Names(list):
+    """Names of predicted images. The prediction is interrupted before the batch after `stop_at`
+    images, when the partial file contained `partial`."""
+
+    stop_at = partial = None
+
+
+@pytest.fixture
+def predicted(tmp_path, monkeypatch):
+    stream, names = BatchPredictor.stream_batches, Names()
+
+    def recorded(self, sources, *arguments):
+        for batch in stream(self, sources, *arguments):
+            if len(names) == names.stop_at:
+                names.partial = (tmp_path / "out" / PARTIAL).read_text()
+                raise KeyboardInterrupt
+            names.extend(sources[one.index].name for one in batch)
+            yield batch
+
+    monkeypatch.setattr(BatchPredictor, "stream_batches", recorded)
+    return names
+
+
+@pytest.mark.parametrize("end", ["", '[{"image_id": "wor'], ids=["whole", "truncated line"])
+def test_an_interrupted_command_is_resumed(predict, predicted, tmp_path, end):
+    predict(part="train", batch_size=3)
+    file, names = tmp_path / "out/predictions.json", sorted(predicted)
+    whole = file.read_bytes()
+    predicted.clear()
+    for predicted.stop_at in (6, 12):
+        with pytest.raises(KeyboardInterrupt):
+            predict(part="train", batch_size=3, overwrite=True)
+        # What a killed process leaves.
+        (tmp_path / "out" / PARTIAL).write_text(predicted.partial + end)
+    predicted.stop_at = None
+    predict(part="train", batch_size=3, overwrite=True)
+    assert file.read_bytes() == whole and sorted(predicted) == names
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions.json"]
+
+
+@pytest.mark.parametrize("change", [{"top": 2}, {"part": "train"}], ids=str)
+def test_other_settings_start_again(predict, predicted, change):
+    predicted.stop_at = 4
+    with pytest.raises(KeyboardInterrupt):
+        predict(batch_size=2)
+    predicted.clear()
+    predicted.stop_at = None
+    assert len(predict(batch_size=2, **change)) == len(predicted) == len(set(predicted))
 
 
 def test_unreadable_images_are_reported_and_left_out(
