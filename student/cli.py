@@ -243,7 +243,8 @@ def train() -> None:
 @click.pass_context
 def student(context: click.Context, preset: str, report: bool, **options: Any) -> None:
     """Train a student, resuming where a stopped run left off, and evaluate it on the test part."""
-    from student.engine.run import RunConfig, run_student
+    from student.engine.run import run_student
+    from student.engine.run_inputs import RunConfig
 
     from_file = settings_of_file(context)
     if from_file.get("preset", preset) != preset:

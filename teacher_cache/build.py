@@ -26,9 +26,10 @@ from teacher_cache.cluster.modes import (
     LocalWorkers,
     SlurmJobs,
     is_remote,
+    resolve_remote_device,
+    run_tasks,
     threads_per_worker,
 )
-from teacher_cache.cluster.run import resolve_remote_device, run_tasks
 from teacher_cache.detectors.pairing import UNRESTRICTED_PAIRING
 from teacher_cache.detectors.torchvision import (
     DEFAULT_DETECTOR,

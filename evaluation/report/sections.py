@@ -19,12 +19,12 @@ from evaluation.analysis.error_kinds import (
     count_errors,
     top_scoring_mask,
 )
-from evaluation.analysis.precision_recall import (
+from evaluation.analysis.training_log import read_training_log
+from evaluation.hico.average_precision import (
     MIN_POSITIVES,
     precision_recall_curve,
     select_interactions,
 )
-from evaluation.analysis.training_log import read_training_log
 from evaluation.report.charts.bars import (
     MAX_NAMED_CLASSES,
     action_bars,

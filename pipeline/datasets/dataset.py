@@ -21,14 +21,7 @@ from pipeline.annotations.vcoco import (
     read_vcoco,
 )
 from pipeline.boxes import boxes_to_stored, boxes_to_upright
-from pipeline.datasets.layouts import (
-    DATASET_FILE,
-    LAYOUTS,
-    STORED,
-    UPRIGHT,
-    PartPaths,
-    find_layout,
-)
+from pipeline.datasets.layouts import DATASET_FILE, LAYOUTS, STORED, UPRIGHT, PartPaths, find_layout
 from pipeline.datasets.size_check import SidewaysImages, find_sideways_images, stale_exif_message
 from pipeline.images import IgnoreExifPath, ImageHeader, read_headers
 from pipeline.types import Detections, ImageRecord

@@ -1,25 +1,36 @@
-"""Evaluation on a dataset's test part: predictions, scores, result files and drawings."""
+"""Evaluation on a dataset's test part, and validation on held-out training images (`--val-size`).
+
+An evaluation writes predictions, scores and drawings to the run folder.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from evaluation.drawing.samples import SAMPLES_FOLDER, draw_samples
+from evaluation.hico.average_precision import evaluate
 from evaluation.predictions import PREDICTIONS_FILE, write_predictions
 from evaluation.report.write import REPORT_FILE
 from evaluation.results import Results, write_results, write_vcoco_results
 from evaluation.score_hico import ScoringConfig, score_to_fields
 from evaluation.score_vcoco import VCOCO_RESULTS_FILE, score_run
 from pipeline.datasets.dataset import Dataset, open_dataset
-from pipeline.splits import Split, load_split
+from pipeline.splits import Split, load_split, remove_unseen_labels
+from pipeline.types import Annotation, ImageRecord
 from pipeline.utils.devices import default_num_workers
+from pipeline.utils.errors import InputError
 from pipeline.utils.files import refuse_existing
+from pipeline.vocabulary import Vocabulary
 from student.config import Recipe
 from student.data.dataset_part import open_test_part
 from student.engine.metrics_log import METRICS
 from student.inference.batch_predictor import BatchPredictor
 from student.utils.distributed import Execution, init_distributed
+from student.utils.seeding import derive_seed
 from student.weights.checkpoint_file import checkpoint_path
 from student.weights.load import load_student
 
@@ -173,3 +184,75 @@ def evaluate_checkpoint(
             skip_unreadable,
             **about_model,
         )
+
+
+# Makes the choice of validation images independent of other random numbers of the same seed.
+SEED_STREAM = 0x401D
+
+
+def split_validation(val_size: float, size: int, seed: int) -> tuple[list[int], list[int]]:
+    """Draws the held-out images; equal arguments give equal images.
+
+    Args:
+        val_size: fraction of the images (below 1), or their number.
+        size: number of images.
+        seed: seed of the run.
+
+    Returns:
+        Indices to train on and held-out indices, both ascending.
+
+    Raises:
+        InputError: no image would be left to train on.
+    """
+    count = max(1, round(val_size * size)) if 0 < val_size < 1 else int(val_size)
+    if count >= size:
+        raise InputError(f"val_size: expected fewer than the {size} training images, found {count}")
+    rng = np.random.default_rng(derive_seed(seed, SEED_STREAM))
+    held = np.zeros(size, dtype=bool)
+    held[rng.choice(size, count, replace=False)] = True
+    return np.flatnonzero(~held).tolist(), np.flatnonzero(held).tolist()
+
+
+class Validator:
+    """Evaluates a model on held-out images.
+
+    Args:
+        records, annotations: the images and their annotations, in the same order.
+        split: split whose unseen labels are removed from the annotations.
+        vocabulary: vocabulary of the annotations.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[ImageRecord],
+        annotations: Sequence[Annotation],
+        split: Split,
+        vocabulary: Vocabulary,
+    ) -> None:
+        self.records, self.vocabulary = records, vocabulary
+        self.annotations = [
+            remove_unseen_labels(annotation, split, vocabulary) for annotation in annotations
+        ]
+
+    def evaluate(
+        self, predictor: BatchPredictor, run_dir: Path, step: int, execution: Execution
+    ) -> dict[str, float]:
+        """Scores the model and draws its detections on a fixed sample of the images.
+
+        All processes have to call this; the model is put into eval mode.
+
+        Returns:
+            Metrics as fractions: `seen`, the mAP over seen interactions, by which checkpoints are
+            chosen, and `mean_max_recall`. Empty if the images have no labels.
+        """
+        detections = predictor.to(execution.device).predict(
+            self.records, execution.context, execution.workers
+        )
+        if execution.context.is_main_process:
+            folder = run_dir / SAMPLES_FOLDER / f"step-{step:07d}"
+            draw_samples(folder, self.records, self.annotations, detections, self.vocabulary)
+        scores = evaluate(self.annotations, detections, self.vocabulary)
+        seen = scores.mean_ap()
+        if seen is None:
+            return {}
+        return {"seen": seen, "mean_max_recall": float(np.nanmean(scores.max_recall))}

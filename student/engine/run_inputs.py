@@ -17,12 +17,16 @@ from pipeline.utils.logging import get_logger
 from pipeline.vocabulary import Vocabulary
 from student.config import Recipe, get_preset
 from student.data.dataset import TrainingDataset
-from student.data.dataset_part import open_part, open_test_part
-from student.data.extra_data import describe_extra_dataset, open_extra_datasets
+from student.data.dataset_part import (
+    describe_extra_dataset,
+    open_extra_datasets,
+    open_part,
+    open_test_part,
+)
 from student.data.few_shot import select_few_shot
 from student.data.text_embeddings import text_head_options
 from student.data.transforms import build_augmentation
-from student.engine.validation import Validator, split_validation
+from student.engine.evaluate import Validator, split_validation
 from student.utils.distributed import DistContext
 from student.weights.checkpoint_file import RUN_FORMAT
 from teacher_cache.reader.cache import TeacherCache, open_cache

@@ -14,12 +14,7 @@ from torch.utils.data import DataLoader
 from pipeline.utils.devices import convert_out_of_memory
 from pipeline.utils.errors import InputError
 from pipeline.utils.logging import get_logger
-from student.data.dataset import (
-    Batch,
-    ConcatTrainingDataset,
-    TrainingBatches,
-    concat_sizes,
-)
+from student.data.dataset import Batch, ConcatTrainingDataset, TrainingBatches, concat_sizes
 from student.data.samplers import DistributedBatchSampler, ExtraPool, split_batch_size
 from student.engine.metrics_log import (
     MetricsLogger,
@@ -28,8 +23,8 @@ from student.engine.metrics_log import (
     Throughput,
     non_finite_message,
 )
+from student.engine.run_folder import RunState
 from student.engine.run_inputs import RunInputs
-from student.engine.run_state import RunState
 from student.engine.train_step import TrainStep
 from student.inference.batch_predictor import BatchPredictor
 from student.models.detector import HOIDetector

@@ -15,12 +15,7 @@ import numpy as np
 from pipeline.splits import FULL, Split, load_split
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.weights import read_checkpoint
-from pipeline.vocabulary import (
-    BUILTIN_VOCABULARIES,
-    Vocabulary,
-    load_vocabulary,
-    normalise_name,
-)
+from pipeline.vocabulary import BUILTIN_VOCABULARIES, Vocabulary, load_vocabulary, normalise_name
 from student.config import Recipe, get_preset
 from student.data.text_embeddings import build_text_embeddings
 from student.models.detector import HOIDetector

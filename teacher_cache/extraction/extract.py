@@ -31,11 +31,7 @@ from teacher_cache.detectors.pairing import (
     form_pairs,
 )
 from teacher_cache.detectors.torchvision import Detector, detect_objects
-from teacher_cache.extraction.decoding import (
-    ImageTask,
-    prefetch_images,
-    same_size_batches,
-)
+from teacher_cache.extraction.decoding import ImageTask, prefetch_images, same_size_batches
 from teacher_cache.reader.cache import PromptEmbeddings
 from teacher_cache.reader.format import TeacherOutputs
 from teacher_cache.reader.soft_targets import action_probabilities

@@ -161,7 +161,7 @@ def test_the_builder_frees_its_models_for_workers(
         raise InputError("stop here")
         yield
 
-    monkeypatch.setattr("teacher_cache.cluster.run._open_workers", open_workers)
+    monkeypatch.setattr("teacher_cache.cluster.modes._open_workers", open_workers)
     with emulate_cuda(devices=2), pytest.raises(InputError, match="stop here"):
         build_cache(build_config(shared_dataset, device="auto"))
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from evaluation.analysis.precision_recall import precision_recall_curve, select_interactions
+from evaluation.hico.average_precision import precision_recall_curve, select_interactions
 from evaluation.hico.matching import MatchedDetections, Triplets
 
 

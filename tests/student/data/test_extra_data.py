@@ -12,7 +12,7 @@ from pipeline.datasets.dataset import open_dataset
 from pipeline.splits import load_split
 from pipeline.toy.generate import write_toy
 from pipeline.utils.errors import InputError
-from student.data.extra_data import describe_extra_dataset, parse_extra_data
+from student.data.dataset_part import describe_extra_dataset, parse_extra_data
 from student.engine.evaluate import evaluate_checkpoint
 from student.engine.run import run_student
 from student.engine.run_inputs import build_inputs

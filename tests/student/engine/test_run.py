@@ -14,9 +14,8 @@ from pipeline.utils.errors import InputError
 from pipeline.utils.files import read_json, write_json
 from pipeline.vocabulary import load_vocabulary
 from student.data.dataset import TrainingDataset
-from student.engine.evaluate import evaluate_checkpoint
+from student.engine.evaluate import Validator, evaluate_checkpoint
 from student.engine.run import run_student
-from student.engine.validation import Validator
 from student.weights.checkpoint_file import load_checkpoint
 
 

@@ -5,7 +5,7 @@ import torch
 from pipeline.splits import load_split
 from pipeline.types import Annotation, Detections
 from pipeline.utils.errors import InputError
-from student.engine.validation import Validator, split_validation
+from student.engine.evaluate import Validator, split_validation
 from student.utils.distributed import Execution
 
 

@@ -19,7 +19,7 @@ TIMEOUT = 120
 # The job suspends itself after its first shard; a signal of the test might come after its end.
 SUSPEND_AFTER_FIRST_SHARD = """
 import os, signal
-import teacher_cache.cluster.run as run
+import teacher_cache.cluster.modes as run
 make_shard = run.make_shard
 def make_and_suspend(*args):
     record = make_shard(*args)
