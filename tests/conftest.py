@@ -54,6 +54,11 @@ def messages():
     logger.setLevel(before)
 
 
+def pytest_collection_modifyitems(items):
+    # The longest file comes first, so that no process waits for it at the end.
+    items.sort(key=lambda item: item.path.name != "test_zero_shot.py")
+
+
 def pytest_generate_tests(metafunc):
     """`@pytest.mark.golden("kind_*.npz")` runs a test with `golden_file`, once for every file."""
     marker = metafunc.definition.get_closest_marker("golden")

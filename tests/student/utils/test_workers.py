@@ -257,7 +257,7 @@ mount -t tmpfs -o size={size} none /dev/shm && exec "$@"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "fit"), [("1m", "0 workers"), ("16m", "2 workers with 1")])
+@pytest.mark.parametrize(("size", "fit"), [("1m", "0 workers"), ("16m", "3 workers with 1")])
 def test_little_shared_memory_takes_fewer_workers(student_command, many, tmp_path, size, fit):
     options = ("--batch-size", 64, "--epochs", 2, "--workers", 8)
     arguments = student_command(tmp_path / "run", *many, *options)
