@@ -14,15 +14,15 @@ from pipeline.utils.files import sha256_of_file, write_json
 from pipeline.utils.logging import get_logger
 from student.data.few_shot import list_few_shot
 from student.data.text_embeddings import init_text_head
-from student.engine.evaluate import describe_student, evaluate_model
-from student.engine.metrics_log import METRICS
-from student.engine.run_folder import (
+from student.engine.checkpointing import (
     FEW_SHOT_FILE,
     RESUME_MODES,
     claim_run_folder,
     is_resumable,
     read_plan_entry,
 )
+from student.engine.evaluate import describe_student, evaluate_model
+from student.engine.metrics_log import METRICS
 from student.engine.run_inputs import RunConfig, RunInputs, build_inputs, query_overflow_message
 from student.engine.trainer import Trainer
 from student.models.detector import HOIDetector

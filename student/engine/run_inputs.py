@@ -45,7 +45,7 @@ class RunConfig:
         options: fields of the recipe's parts, None for the preset's value; also
             `backbone_learning_rate`.
         accumulation, compiled: see `student.utils.distributed.Execution`.
-        resume, overwrite: see `student.engine.run_folder.find_resume_point`.
+        resume, overwrite: see `student.engine.checkpointing.find_resume_point`.
     """
 
     data: Path

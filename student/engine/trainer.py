@@ -16,6 +16,7 @@ from pipeline.utils.errors import InputError
 from pipeline.utils.logging import get_logger
 from student.data.dataset import Batch, ConcatTrainingDataset, TrainingBatches, concat_sizes
 from student.data.samplers import DistributedBatchSampler, ExtraPool, split_batch_size
+from student.engine.checkpointing import RunState
 from student.engine.metrics_log import (
     MetricsLogger,
     PendingMetrics,
@@ -23,7 +24,6 @@ from student.engine.metrics_log import (
     Throughput,
     non_finite_message,
 )
-from student.engine.run_folder import RunState
 from student.engine.run_inputs import RunInputs
 from student.engine.train_step import TrainStep
 from student.inference.batch_predictor import BatchPredictor

@@ -1,4 +1,7 @@
-"""The fingerprint: everything that determines a cache's outputs, and its SHA-256."""
+"""The fingerprint: SHA-256 of the parts that determine a cache's outputs.
+
+`fingerprint_parts` in `teacher_cache/extraction/inputs.py` collects the parts.
+"""
 
 from __future__ import annotations
 

@@ -36,13 +36,13 @@ def half(original, args, options):
     file.write(b"PK" * 5000)
     file.flush()
     die()
-import student.engine.run_folder, student.engine.train_step, torch
+import student.engine.checkpointing, student.engine.train_step, torch
 """
 MOMENTS = {
     "in the second step": 'at(2, student.engine.train_step.TrainStep, "losses", before)',
     "half-way through writing a checkpoint": 'at(2, torch, "save", half)',
     "between moving the old and the new one": 'at(2, os, "replace", after)',
-    "after saving": 'at(3, student.engine.run_folder, "save_latest", after)',
+    "after saving": 'at(3, student.engine.checkpointing, "save_latest", after)',
 }
 
 

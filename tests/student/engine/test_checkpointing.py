@@ -10,8 +10,8 @@ from pipeline.splits import load_split
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import write_json
 from student.config import get_preset
-from student.engine import run_folder
-from student.engine.run_folder import (
+from student.engine import checkpointing as run_folder
+from student.engine.checkpointing import (
     AUTO,
     NEVER,
     claim_run_folder,
