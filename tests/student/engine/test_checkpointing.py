@@ -10,7 +10,7 @@ from pipeline.splits import load_split
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import write_json
 from student.config import get_preset
-from student.engine import checkpointing as run_folder
+from student.engine import checkpointing
 from student.engine.checkpointing import (
     AUTO,
     NEVER,
@@ -155,7 +155,7 @@ def test_other_errors_are_not_converted(later, checkpoint, monkeypatch):
     def fail(path, checkpoint):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(run_folder, "write_checkpoint", fail)
+    monkeypatch.setattr(checkpointing, "write_checkpoint", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         save_latest(later, checkpoint(3))
     assert steps(later) == {LATEST: 2, PREVIOUS: 1}
