@@ -79,14 +79,16 @@ class VcocoResults:
 
 @dataclass(frozen=True, eq=False)
 class _People:
-    """The P annotated people of all images, sorted by image.
+    """The P annotated people of all images, sorted by image, and after them nobody.
+
+    The last row, which index -1 reads, belongs to no image, does no action and is labelled.
 
     Attributes:
-        images: (P,) int64, index of the image.
-        boxes: (P, 4) float32, xyxy, pixels.
-        action_labels: (P, A) int8: 1, 0 or `UNLABELLED`.
-        role_boxes: (P, A, R, 4) float32, xyxy, pixels.
-        has_role: (P, A, R) bool, the role's object is annotated.
+        images: (P + 1,) int64, index of the image.
+        boxes: (P + 1, 4) float32, xyxy, pixels.
+        action_labels: (P + 1, A) int8: 1, 0 or `UNLABELLED`.
+        role_boxes: (P + 1, A, R, 4) float32, xyxy, pixels.
+        has_role: (P + 1, A, R) bool, the role's object is annotated.
     """
 
     images: np.ndarray
@@ -118,8 +120,8 @@ def evaluate_vcoco(ground_truth: VcocoGroundTruth, detections: VcocoDetections) 
     order = np.argsort(-images, kind="stable")
     detections = detections.keep(order)
     person, iou = _assign_people(images[order], detections.person_boxes, people)
-    counted = (person < 0) | ~(people.action_labels == UNLABELLED).any(axis=1)[person]
-    near = (person >= 0) & (iou >= IOU_THRESHOLD)
+    counted = ~(people.action_labels == UNLABELLED).any(axis=1)[person]
+    near = iou >= IOU_THRESHOLD
 
     per_action = {}
     for index, action in enumerate(ground_truth.actions):
@@ -213,13 +215,7 @@ def _assign_people(
 def _collect_people(ground_truth: VcocoGroundTruth) -> _People:
     num_actions = len(ground_truth.actions)
     max_roles = max(len(action.roles) for action in ground_truth.actions)
-    no_roles = np.zeros((0, num_actions, max_roles), np.int64)
-    none = (
-        np.zeros(0, np.int64),
-        np.zeros((0, 4), np.float32),
-        np.zeros((0, num_actions), np.int8),
-    )
-    parts = [(*none, np.zeros((*no_roles.shape, 4), np.float32), no_roles >= 0)]
+    parts = []
     for index, image in enumerate(ground_truth.images):
         rows = np.flatnonzero(image.is_person)
         roles = image.role_boxes[rows]
@@ -227,6 +223,14 @@ def _collect_people(ground_truth: VcocoGroundTruth) -> _People:
         boxes = np.vstack([image.boxes, np.zeros((1, 4), np.float32)])
         labels = image.action_labels[rows]
         parts.append((np.full(len(rows), index), boxes[rows], labels, boxes[roles], roles >= 0))
+    nobody = (
+        np.full(1, len(ground_truth.images)),
+        np.zeros((1, 4), np.float32),
+        np.zeros((1, num_actions), np.int8),
+        np.zeros((1, num_actions, max_roles, 4), np.float32),
+        np.zeros((1, num_actions, max_roles), bool),
+    )
+    parts.append(nobody)
     return _People(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 

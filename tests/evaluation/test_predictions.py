@@ -99,13 +99,9 @@ EMPTY = {"file_name": "a.jpg", "predictions": [], "hoi_prediction": []}
     [
         (put("predictions", 1, "bbox", [0, 1, 2]), "predictions[1].bbox", BOX),
         (put("predictions", 1, "bbox", [0, 1, 2, float("nan")]), "predictions[1].bbox", BOX),
-        (put("predictions", 0, "bbox", [0, 1, 2, float("inf")]), "predictions[0].bbox", BOX),
         (put("predictions", 0, "bbox", [30, 1, 20, 9]), "predictions[0].bbox", "x1 <= x2"),
-        (put("predictions", 0, "bbox", ["0", "0", "9", "9"]), "predictions[0].bbox", BOX),
-        (put("predictions", 0, "bbox", None), "predictions[0].bbox", BOX),
         (drop("predictions", 0, "bbox"), "predictions[0].bbox", BOX),
         (put("predictions", 1, "category_id", 0), "predictions[1].category_id", "not its position"),
-        (put("predictions", 1, "category_id", 1.5), "predictions[1].category_id", "whole number"),
         (put("hoi_prediction", 0, "subject_id", 2), "hoi_prediction[0].subject_id", "0 to 1"),
         (put("hoi_prediction", 1, "object_id", -1), "hoi_prediction[1].object_id", "0 to 1"),
         (
@@ -115,12 +111,8 @@ EMPTY = {"file_name": "a.jpg", "predictions": [], "hoi_prediction": []}
         ),
         (put("hoi_prediction", 1, "category_id", 12), "hoi_prediction[1].category_id", "1 to 11"),
         (put("hoi_prediction", 0, "score", float("nan")), "hoi_prediction[0].score", "finite"),
-        (put("hoi_prediction", 0, "score", "high"), "hoi_prediction[0].score", "finite"),
         (put("hoi_prediction", 0, "score", True), "hoi_prediction[0].score", "finite"),
-        (put("predictions", 1, "bbox", [0, 0, 1e308, 1e308]), "predictions[1].bbox", BOX),
-        (drop("hoi_prediction", 1, "score"), "hoi_prediction[1].score", "finite"),
         (lambda entry: entry.update(hoi_prediction=None), "hoi_prediction", "a list"),
-        (lambda entry: entry.update(predictions=[1]), "predictions[0]", "an object"),
     ],
 )
 def test_wrong_entries_are_named(write, entry, toy, change, where, expected):
@@ -136,10 +128,8 @@ def test_wrong_entries_are_named(write, entry, toy, change, where, expected):
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        ("", "line 1: expected JSON, found an empty file"),
         ("[]", "file: expected a list with an entry for each image"),
         ('{"a": 1}', "file: expected a list, found {'a': 1}"),
-        ('[{"file_name": "a.jpg", "predi', "(the file ends too early; is it whole?)"),
         ([3], "entry 0: expected an object with file_name, found 3"),
         ([{"file_name": 3}], "entry 0: expected an object with file_name"),
         ([EMPTY, EMPTY], "a.jpg: file_name: expected each image once"),

@@ -60,16 +60,10 @@ def test_round_trip(tmp_path, results):
     ("field", "value", "expected"),
     [
         ("name", None, "name: expected a text"),
-        ("kind", "oracle", "kind: expected one of predictions, student, teacher"),
         ("protocol", "guess", "protocol: expected one of annotated, detector"),
         ("metrics", {}, "metrics.full: expected a fraction or null"),
-        ("metrics", {"full": "high"}, "metrics.full: expected a number"),
         ("per_class", {"kick ball": None}, "per_class.kick ball: expected a number"),
-        ("unseen", ["kick"], "unseen[0]: expected a whole number"),
-        ("seed", "one", "seed: expected a whole number"),
         ("predictions", 3, "predictions: expected a path"),
-        ("known_object", {"metrics": {}}, "known_object.per_class: expected an object"),
-        ("vcoco", {"metrics": {}, "per_action": {}}, f"metrics.{AGENT_AP}: expected a fraction"),
     ],
 )
 def test_wrong_fields_are_named(tmp_path, results, field, value, expected):
@@ -110,10 +104,7 @@ def test_vcoco_round_trip(tmp_path, write):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"metrics": None}, "metrics: expected an object"),
         ({"metrics": {}}, f"metrics.{AGENT_AP}: expected a fraction or null"),
-        ({"per_action": {"ride": 1}}, "per_action.ride: expected an object"),
-        ({"per_action": {"ride": {}}}, "per_action.ride.positives: expected a whole number"),
         (
             {"per_action": {"ride": {"positives": 1, "agent_ap": "high", "roles": {}}}},
             "per_action.ride.agent_ap: expected a number, found high",

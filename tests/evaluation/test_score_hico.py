@@ -35,6 +35,9 @@ def test_scores_equal_those_of_the_run(runs, score, tmp_path):
     between = 2 / (1 / seen + 1 / unseen)
     assert found.metrics["harmonic_mean"] == pytest.approx(between)
     assert found.known_object.metrics["harmonic_mean"] > 0
+    assert found.splits["ua"] == pytest.approx(
+        {"seen": seen, "unseen": unseen, "harmonic_mean": between}
+    )
     assert lines[5].split()[:3] == ["harmonic", "mean", f"{100 * between:.2f}"]
 
 
@@ -168,30 +171,3 @@ def test_predictions_without_a_valid_pair_score_nothing(
     assert [found.metrics[name] for name in groups] == [0] * 5
     assert set(found.per_class.values()) == {0}
     assert any("is an interaction of toy" in line for line in messages) == (pairs == "invalid")
-
-
-@pytest.mark.golden("hico_metrics_*.json")
-def test_golden_hico_results_on_disk(golden_file, tmp_path):
-    folder, ending = golden_file.parent, golden_file.name.removeprefix("hico_metrics_")
-    expected, vocabulary = json.loads(golden_file.read_text()), load_vocabulary("hico-det")
-    for suffix, nms in (("", None), ("_nms", NmsConfig())):
-        path = tmp_path / f"scores{suffix}.json"
-        score_hico_file(
-            folder / f"hico_predictions_{ending}",
-            folder / f"hico_annotations_{ending}",
-            scoring=ScoringConfig(nms=nms),
-            json=path,
-        )
-        found = read_results(path)
-        for name, groups in expected.items():
-            split = name.removesuffix("_nms").replace("_", "-")
-            if name.endswith("_nms") == bool(suffix) and split in vocabulary.splits:
-                wanted = {group: groups[group] for group in ("seen", "unseen")}
-                assert found.splits[split] == pytest.approx(wanted, abs=1e-9)
-        known = expected[f"known_object{suffix}"]
-        per_class = {
-            vocabulary.interaction_name(int(index)): value
-            for index, value in known["per_class"].items()
-        }
-        assert found.known_object.per_class == pytest.approx(per_class, abs=1e-9)
-        assert found.known_object.metrics["rare"] == pytest.approx(known["rare"], abs=1e-9)

@@ -6,23 +6,8 @@ from evaluation.hico.average_precision import evaluate
 from evaluation.results import Results, build_setting_scores, results_fields
 from evaluation.tables import (
     format_detail_table,
-    format_percent,
     format_results_table,
-    join_names,
 )
-
-
-@pytest.mark.parametrize(
-    ("names", "expected"),
-    [([], ""), (["a"], "a"), (["a", "b"], "a and b"), (["a", "b", "c"], "a, b and c")],
-)
-def test_listing(names, expected):
-    assert join_names(names) == expected
-
-
-@pytest.mark.parametrize(("value", "expected"), [(None, "-"), (0.70149, "70.1"), (1, "100.0")])
-def test_percent(value, expected):
-    assert format_percent(value) == expected
 
 
 def test_table(distilled):

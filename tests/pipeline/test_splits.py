@@ -20,11 +20,6 @@ COUNTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def toy():
-    return load_vocabulary("toy")
-
-
 @pytest.fixture
 def toml(tmp_path):
     def write(text, name="mine.toml"):
@@ -127,14 +122,8 @@ def test_split_file_named_like_a_builtin_split_keeps_its_ending(toy, toml):
     [
         ("unseen_verbs = ", "expected TOML"),
         ('unseen = ["carry"]', "unseen: expected"),
-        ("", "split: expected"),
         ("unseen_verbs = []", "split: expected"),
-        ('unseen_verbs = "carry"', r"unseen_verbs: expected.*found carry"),
-        ('unseen_verbs = ["fly"]', r"unseen_verbs: expected.*found fly"),
-        ("unseen_verbs = [3]", r"unseen_verbs: expected.*found 3"),
-        ('unseen_objects = ["cow"]', r"unseen_objects: expected.*found cow"),
         ('unseen_interactions = ["ride"]', r"unseen_interactions\[0\]: expected"),
-        ('unseen_interactions = [["ride", "cow"]]', "unseen_interactions: expected"),
         ('unseen_interactions = [["ride", "ball"]]', r"ride \(horse, bike, skateboard\)"),
         (f"unseen_verbs = {list(load_vocabulary('toy').verbs)}", "at least one seen interaction"),
     ],

@@ -66,12 +66,10 @@ def test_vcoco_has_a_verb_per_role(vcoco, hico):
 @pytest.mark.parametrize(
     ("verb", "objects"),
     [
-        ("stand", []),
         ("hit_instr", ["baseball_bat", "tennis_racket"]),
         ("hit_obj", ["sports_ball"]),
         ("eat_instr", ["fork", "knife", "spoon"]),
         ("hold_obj", None),
-        ("point_instr", None),
     ],
 )
 def test_vcoco_role_objects(vcoco, verb, objects):
@@ -113,28 +111,22 @@ CUP = {"name": "cup", "id": 1}
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("objects", ..., "objects: expected"),
         ("objects", [], "objects: expected"),
-        ("objects", [{"name": "person"}], r"objects\[0\].id: expected"),
         ("objects", [CUP], "objects: expected an object named person"),
-        ("objects", [{"name": "person", "id": "1"}], r"objects\[0\].id: expected"),
         ("objects", MINE["objects"] * 2, "objects, name: .*person 2 times"),
         ("objects", [{**CUP, "name": "person"}, CUP], "objects, id: expected.*found 1 2 times"),
         ("verbs", ["lift"], r"verbs\[0\]: expected"),
         ("verbs", [{"name": "lift", "ing": " "}], r"verbs\[0\].ing: expected"),
         ("verbs", MINE["verbs"] * 2, "verbs, name: .*lift 2 times"),
         ("interactions", [[0, 2]], r"interactions\[0\]: expected \[verb below 2, object below 2\]"),
-        ("interactions", [[0, True]], r"interactions\[0\]"),
         ("interactions", [[0, 1], [0, 1]], "interactions: expected"),
         ("rare", [1], "rare: expected interaction numbers from 0 to 0, found 1"),
-        ("rare", [0, 0], "rare: expected"),
         ("splits", {"full": SPLIT}, "splits: expected"),
         (
             "splits",
             {"a": {**SPLIT, "distilled": "some"}},
             "splits.a.distilled: .*all_verbs, unseen",
         ),
-        ("splits", {"a": {"distilled": "all_verbs"}}, "splits.a.unseen: expected"),
         ("splits", {"a": {**SPLIT, "unseen": [7]}}, "splits.a.unseen: expected"),
         ("roles", [{**ROLE, "roles": ["obj", "instr"]}], r"roles\[0\].verbs: expected"),
         ("roles", [{**ROLE, "verbs": ["drop"]}], r"roles\[0\].verbs: expected"),

@@ -32,11 +32,6 @@ def test_a_checkpoint_of_unknown_training_is_no_control(toy, make):
     assert (last.title, last.note) == ("eoid_ua", "from a checkpoint, after pairwise NMS")
 
 
-def test_where_nothing_is_unseen(toy, make):
-    (found,) = compare([make(0.2, split="full")], toy).entries
-    assert (found.role, found.title) == ("all_labels", "Student")
-
-
 def test_files_take_the_styles_of_unused_roles(toy, make):
     files = [make(0.2, kind="predictions", name=name, distillation=None) for name in "abc"]
     found = compare([make(0.7), *files], toy).entries
@@ -70,14 +65,6 @@ def test_results_of_several_seeds_are_averaged(toy, make):
     assert distilled.metric("unseen") == pytest.approx(0.7)
     assert [result.seed for result in distilled.results] == [1, 2]
     assert distilled.mean_ap(["kick ball"]) == pytest.approx(0.7)
-
-
-def test_all_labels_are_grouped_by_the_others_split(toy, make):
-    all_labels = make(0.9, 0.9, split="full", distillation=False)
-    found = compare([all_labels, make(0.7)], toy)
-    assert found.split == "ua"
-    assert found.find("all_labels").metric("unseen") == pytest.approx(0.9)
-    assert found.find("teacher") is None
 
 
 @pytest.mark.parametrize("given", [(0.7, None), (0.7, 0.9)])

@@ -100,7 +100,3 @@ def test_legend_has_colours_and_star(size):
     # The last letter has room.
     background = np.asarray(strip, int)[:, -1]
     assert np.abs(background - background[0]).max() <= 8
-
-
-def test_legend_of_a_very_narrow_image():
-    assert add_legend(Image.new("RGB", (1, 900), GREY)).width == 1

@@ -4,7 +4,6 @@ import pytest
 from evaluation.hico import matching
 from evaluation.hico.matching import (
     collect_triplets,
-    hico_iou,
     join,
     match_and_sort,
 )
@@ -12,22 +11,6 @@ from pipeline.types import Annotation
 from pipeline.utils.errors import InputError
 
 KICK, HOLD, PULL = ("kick", "ball"), ("hold", "ball"), ("pull", "box")
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "expected"),
-    [
-        ([0, 0, 9, 9], [0, 0, 9, 9], 1.0),
-        ([0, 0, 9, 9], [5, 0, 14, 9], 50 / 150),
-        ([0, 0, 9, 9], [9, 0, 18, 9], 0.0),
-        ([0, 0, 9, 9], [8, 0, 17, 9], 20 / 180),
-        ([0, 0, 9, 9], [100, 100, 110, 110], 0.0),
-        ([0, 0, 9, 9], [3, 3, 3, 3], 0.0),
-    ],
-)
-def test_benchmark_iou(first, second, expected):
-    value = hico_iou(np.array([first], float), np.array([second], float))
-    assert value == pytest.approx([expected], abs=1e-12)
 
 
 def test_collect_skips_triplets_outside_the_vocabulary(toy):
@@ -44,23 +27,6 @@ def test_collect_skips_triplets_outside_the_vocabulary(toy):
     assert found.images.tolist() == [7]
     assert found.interactions.tolist() == [toy.interaction_ids[kick, ball]]
     assert found.object_boxes.tolist() == [[2, 2, 7, 7]]
-
-
-def test_sorted_by_score_then_by_image(toy, annotate, detect):
-    annotations = [annotate("a.jpg", KICK), annotate("b.jpg", KICK, HOLD)]
-    detections = [
-        detect("b.jpg", (*KICK, 0.5), (*HOLD, 0.9, 500)),
-        detect("a.jpg", (*KICK, 0.5), (*PULL, 0.7)),
-    ]
-    matched = match_and_sort(annotations, detections, toy)
-    assert matched.detections.images.tolist() == [1, 0, 0, 1]
-    assert matched.tp_mask.tolist() == [False, False, True, True]
-    kick, hold = (
-        int(toy.interaction_ids[toy.verbs.index(verb), toy.objects.index(label)])
-        for verb, label in (KICK, HOLD)
-    )
-    positives = matched.num_positives(toy.num_interactions)
-    assert {kick: 2, hold: 1} == {int(i): int(positives[i]) for i in np.flatnonzero(positives)}
 
 
 def test_detections_on_an_image_without_annotation(toy, annotate, detect):

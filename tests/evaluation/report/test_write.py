@@ -190,15 +190,6 @@ def test_hico_det_with_all_its_classes(tmp_path):
     assert len(text) < 2_000_000
 
 
-def test_both_settings(runs, bare, tmp_path):
-    value = json.loads((runs / "teacher" / "results.json").read_text())
-    further = {"metrics": {**value["metrics"], "full": 0.987}, "per_class": value["per_class"]}
-    further |= {"per_verb": {}, "per_object": {}, "splits": {}}
-    rows = Page(write(tmp_path / "report.html", bare(known_object=further))).tables[0]
-    assert "known-object" in rows[-2][0].lower()
-    assert rows[-1][:2] == ["Teacher", "98.7"]
-
-
 def test_several_seeds(runs, change, tmp_path):
     annotations = str(runs / "toy/annotations/test_hico.json")
     files = [

@@ -74,18 +74,12 @@ def without(key):
     [
         ("image_id", None),
         ("image_id", "7"),
-        ("image_id", 7.5),
         ("image_id", 2**63),
-        ("person_box", None),
-        ("person_box", [1, 2, 3]),
         ("person_box", [1, 2, 3, float("nan")]),
         ("person_box", [0, 0, 1e308, 1e308]),
         ("hold_obj", [0, 0, 9, 9]),
-        ("hold_obj", [0, 0, 9, 9, True]),
         ("hold_obj", [0, 0, 1e30, 1e30, 0.5]),
-        ("run_agent", [0.5]),
         ("run_agent", None),
-        ("run_agent", True),
         ("run_agent", 1e308),
     ],
 )
@@ -99,8 +93,6 @@ def test_wrong_entries_are_named(save, field, value):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("", "found an empty file"),
-        ('[{"image_id": 7, "person_', "the file ends too early"),
         ('{"image_id": 7}', "file: expected"),
         ([ENTRY, 3], "entry 1: expected.*found 3"),
         ([without("image_id")], "entry 0: image_id: expected .* found nothing"),
@@ -146,9 +138,6 @@ def arrays(**changes):
             {"hold_obj": np.zeros((2, 4))},
             r"hold_obj: expected 2 times five .*, found float64 \(2, 4",
         ),
-        ({"run_agent": np.zeros(3)}, "run_agent: expected 2 times a score"),
-        ({"image_id": np.zeros(2)}, "image_id: expected 2 times the whole number"),
-        ({"image_id": None}, "image_id: expected .* found no such array"),
         ({"person_box": None}, "person_box: expected .* found no such array"),
         ({"person_box": np.full((2, 4), np.nan)}, "entry 0: person_box: expected four finite"),
         ({"image_id": np.int64(7)}, r"image_id: expected .* found int64 \(\)"),
@@ -272,7 +261,6 @@ def test_files_that_are_something_else(tmp_path):
         (pointer, "Git LFS pointer.*4711 bytes", (".json", ".pkl", ".npz")),
         (gzip.compress(b"[]"), "compressed file", (".json", ".pkl", ".npz")),
         (json.dumps([ENTRY]).encode("utf-16"), "UTF-16", (".json",)),
-        (json.dumps([ENTRY]).encode("utf-16-be"), "UTF-16", (".json",)),
         ((tmp_path / "text.npz").read_bytes(), "zip archive", (".json",)),
     ]
     for content, message, endings in cases:

@@ -68,19 +68,13 @@ ENTRY = ("annotation", 0)
         (["filenames"], ["a.jpg", "b.jpg"], "annotation: expected 2 entries, as in filenames"),
         (["filenames", 1], "a.jpg", r"filenames\[1\]: expected"),
         (["size"], [[1, 1]], "size: expected 3 entries"),
-        (["size", 0], [100], "a.jpg: size: expected"),
         (["objects", 0], "bicicle", r"objects\[0\]: expected"),
-        (["verbs"], ..., "verbs: expected"),
         (["verbs", 1], 5, r"verbs\[1\]: expected"),
         (["correspondence", 1], [1, 2, 0], r"correspondence\[1\]: expected \[hoi, object below 2"),
-        (["correspondence", 1], [1, 1], r"correspondence\[1\]: expected \[hoi, object"),
-        (ENTRY, 3, "a.jpg: content: expected"),
         ([*ENTRY, "hoi"], ..., "a.jpg: hoi: .*the key is missing"),
         ([*ENTRY, "boxes_h"], [[1, 2, 30, 40]], "boxes_h: expected 2 entries"),
         ([*ENTRY, "boxes_o", 1], [1, 2, 3], r"a.jpg: boxes_o\[1\]: expected"),
         ([*ENTRY, "object", 0], 1, r"hoi\[0\]: expected the interaction of object 1 and"),
-        ([*ENTRY, "object", 0], 0.0, r"a.jpg: object\[0\]: expected"),
-        ([*ENTRY, "hoi", 0], 3, r"a.jpg: hoi\[0\]: expected"),
     ],
 )
 def test_structural_errors_name_file_image_and_field(read, changed, path, value, message):
@@ -130,7 +124,6 @@ def test_both_json_forms_of_the_real_annotations_are_equal(hico_det_files, hico)
 
 EMPTY_ARRAY = np.zeros((0, 0))
 ACTIONS = [("ride", "bicycle"), ("hold", "bicycle"), ("sit_on", "bench")]
-BOXES = {"human": [[1, 2, 30, 40]], "object": [[5, 6, 50, 60]]}
 
 
 def struct(rows):
@@ -246,17 +239,12 @@ def bad_box():
     [
         ({"actions": [("ride", "bicicle")]}, r"list_action\(1\): expected"),
         ({"actions": []}, "list_action: expected"),
-        ({"actions": [(3.0, np.arange(3.0))]}, r"list_action\(1\): expected"),
         ({"train": [image("a.jpg", [hoi(4)])]}, r"a.jpg: hoi\(1\).id: .*1 to 3, found 4"),
-        ({"train": [image("a.jpg", [hoi(1.5)])]}, "a.jpg: hoi.*id: expected"),
         ({"train": [image("a.jpg", [invisible(1)])]}, "file: expected"),
         ({"train": [*MAT_TRAIN, MAT_TRAIN[0]]}, r"bbox_train\(4\).filename: expected"),
-        ({"train": [image(3.0, [hoi(1)])]}, r"bbox_train\(1\).filename: expected"),
         ({"train": bad_box()}, "a.jpg: hoi.*bboxhuman.*x1: expected .*found nan"),
         ({"train": [image("a.jpg", [hoi(1)], (0.0, 5.0))]}, "a.jpg: size.width: expected"),
-        ({"train": [image("a.jpg", [hoi(1, connection=[1, 1, 1])])]}, "connection.*: expected"),
         ({"train": [image("a.jpg", [hoi(1, connection=[(np.nan, 1)])])]}, "connection.*: expected"),
-        ({"train": [{"filename": "a.jpg", "hoi": EMPTY_ARRAY}]}, "a.jpg: size: expected"),
         ({"train": [{**MAT_TRAIN[0], "hoi": 5.0}]}, "a.jpg: hoi: expected"),
     ],
 )

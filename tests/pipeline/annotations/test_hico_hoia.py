@@ -62,26 +62,17 @@ def test_vcoco_files_count_verbs_from_0_and_have_verbs_without_object(read, chan
     ("path", "value", "message"),
     [
         (["file_name"], ..., "entry 0: file_name: expected"),
-        (["file_name"], 7, "entry 0: file_name: expected.*found 7"),
         (["file_name"], "../a.jpg", "entry 0: file_name: .* below the images folder"),
-        (["file_name"], "/a.jpg", "entry 0: file_name: .* below the images folder"),
         (["annotations"], ..., "a.jpg: annotations: .*the key is missing"),
         (["annotations", 1], [1, 2], r"a.jpg: annotations\[1\]: expected"),
-        (BOX, ..., r"annotations\[1\].bbox: expected"),
         (BOX, [1, 2, 3], r"annotations\[1\].bbox: expected .*found \[1, 2, 3\]"),
         (BOX, [1, 2, float("nan"), 4], r"\[1\].bbox: .* nan, 4"),
-        (BOX, [1, 2, float("inf"), 4], r"\[1\].bbox: .* inf"),
         (BOX, [1, 2, 10**400, 4], r"\[1\].bbox: expected"),
         (BOX, [True, 2, 3, 4], r"\[1\].bbox: .*True"),
         (["annotations", 1, "category_id"], 12, "category_id: .*from 1 to 90.*found 12"),
-        (["annotations", 1, "category_id"], 2.0, "category_id: expected"),
-        (["hoi_annotation"], None, "a.jpg: hoi_annotation: expected"),
         ([*LABEL, "subject_id"], ..., r"\[0\].subject_id: expected"),
-        ([*LABEL, "object_id"], "1", r"\[0\].object_id: expected"),
-        ([*LABEL, "category_id"], True, r"\[0\].category_id: expected"),
         ([*LABEL, "category_id"], 118, "from 1 to 117, found 118"),
         ([*LABEL, "category_id"], 0, "found 0; does this file count verbs from 0?"),
-        (["width"], "100", "a.jpg: width: expected"),
         (["width"], ..., "a.jpg: width and height: expected"),
         (["height"], 0, "a.jpg: width and height: expected"),
     ],
@@ -118,10 +109,8 @@ ISSUES = [
     (BOX, [-5, 40, 50, 70], EDGE, 2, 1),
     (BOX, [5, 40, 101, 70], EDGE, 2, 1),
     (BOX, [5, 40, 5, 70], AREA, 1, 0),
-    (BOX, [50, 40, 5, 70], AREA, 1, 0),
     (BOX, [200, 40, 300, 70], AREA, 1, 0),
     ([*LABEL, "object_id"], 2, RANGE, 2, 0),
-    ([*LABEL, "object_id"], -1, RANGE, 2, 0),
     ([*LABEL, "subject_id"], -2, RANGE, 2, 0),
     ([*LABEL, "category_id"], 1, "not an interaction of the vocabulary", 2, 0),
     ([*LABEL, "subject_id"], 1, "subject is not a person", 2, 0),
@@ -149,7 +138,7 @@ def test_issues_are_counted_by_kind(read, changed):
         for index, (path, value, *_) in enumerate(ISSUES)
     ]
     # The box beyond the image is clipped to nothing, so it counts as both.
-    assert sorted(read(*entries).issues.values()) == [1, 1, 1, 3, 3, 3, 3]
+    assert sorted(read(*entries).issues.values()) == [1, 1, 1, 2, 2, 2, 3]
 
 
 def test_without_size_only_negative_coordinates_are_clipped(read):

@@ -15,11 +15,6 @@ def test_unknown_format_error_lists_known_formats(save_json, hico, value):
         load_annotations(save_json(value), hico, "train")
 
 
-def test_official_vcoco_actions_are_recognised(save_json, vcoco):
-    with pytest.raises(InputError, match="instances: expected"):
-        load_annotations(save_json([{"action_name": "hold"}]), vcoco, "train")
-
-
 @pytest.mark.parametrize("name", ["none.json", "none.mat"])
 def test_missing_file_is_refused(tmp_path, hico, name):
     with pytest.raises(InputError, match=f"{name}: no such file"):

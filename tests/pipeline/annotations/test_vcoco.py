@@ -201,13 +201,8 @@ def coco(change):
             "instances_vcoco_all_2014.json: images: expected image 20",
         ),
         (coco(lambda v: v["images"][0].update(width=0)), r"images\[0\].width: expected"),
-        (
-            coco(lambda v: v["annotations"][1].update(bbox=[1, 2])),
-            "1].bbox: expected",
-        ),
         (coco(lambda v: v["annotations"][1].update(category_id=12)), "an object id of vcoco"),
         (coco(lambda v: v["images"].append(v["images"][0])), "every image once"),
-        (coco(lambda v: v.pop("categories")), "categories: expected"),
         (
             lambda folder: (folder / "data/splits/vcoco_test.ids").write_text("10\n30\n"),
             r"file: expected.*found image 30",
@@ -256,22 +251,13 @@ def test_read_actions(save_json):
     ("value", "message"),
     [
         ([], "file: expected"),
-        ({}, "file: expected"),
-        ([3], "entry 0: content: expected"),
         ([{**HOLD, "action_name": ""}], "entry 0: action_name: expected"),
         ([{**HOLD, "role_name": ["obj"]}], "hold: role_name: expected"),
-        ([{**HOLD, "role_name": ["agent", "obj", "obj"]}], "hold: role_name: expected"),
         ([{**HOLD, "image_id": [7, 9]}], "hold: ann_id: expected 2 entries"),
-        ([{**HOLD, "label": [1, 0]}], "hold: label: expected 3 entries"),
         ([{**HOLD, "label": [1, 0, 2]}], "hold: label: expected 0 or 1, found 2"),
-        ([{**HOLD, "label": [1, [0, 1], 1]}], "hold: label: expected"),
         ([{**HOLD, "ann_id": [1, 2, 1]}], "hold: ann_id: expected"),
         ([{**HOLD, "role_object_id": [1, 2, 3]}], "hold: role_object_id: expected 6 entries"),
         ([HOLD, {**STAND, "ann_id": [1, 2, 4]}], "stand: ann_id: expected"),
-        (
-            [{**HOLD, "image_id": [], "ann_id": [], "label": [], "role_object_id": []}],
-            "hold: ann_id: expected",
-        ),
     ],
 )
 def test_wrong_actions_name_the_field(save_json, value, message):
@@ -324,7 +310,6 @@ def test_given_paths_are_preferred_and_boxes_of_the_other_part_not_used(tmp_path
         (None, "no such"),
         ("", "file: expected"),
         ("1\nx\n", r"line 2: expected.*found x"),
-        ("1\n2.5\n", r"line 2: expected.*found 2.5"),
         ("5\n6\n5\n", r"line 3: expected.*found 5 a second time"),
     ],
 )

@@ -6,15 +6,11 @@ import pytest
 from PIL import Image
 
 from pipeline.datasets.check import (
-    PUBLISHED_COUNTS,
-    DatasetIssue,
-    PartReport,
     check_dataset,
     format_check,
     summarise_problems,
 )
-from pipeline.datasets.dataset import Dataset, open_dataset
-from pipeline.datasets.layouts import LAYOUTS
+from pipeline.datasets.dataset import open_dataset
 
 
 @pytest.fixture
@@ -183,7 +179,6 @@ def coco(root, images):
         (lambda v: None, None, 0),
         (lambda v: v["annotations"][0].update(category_id=12), "ids of objects", 1),
         (lambda v: v["annotations"][1].update(image_id=99), "malformed entries", 1),
-        (lambda v: v["annotations"][1].update(bbox=None), "malformed entries", 1),
         (lambda v: v["images"].append(v["images"][0]), "images named more than once", 1),
         (
             lambda v: v["annotations"][1].update(bbox=[50, 5, 20, 9]),
@@ -217,40 +212,3 @@ def test_vcoco_folder_with_published_counts(tmp_path, write_vcoco):
     (issue,) = checks[0].issues
     assert issue.kind.startswith("labels that are not an interaction") and not issue.is_error
     assert "2 / 4946" in format_check(dataset, checks) and summarise_problems(checks) == ""
-
-
-@pytest.fixture
-def dataset(tmp_path, hico):
-    return lambda name: Dataset(tmp_path, name, hico, {})
-
-
-def test_published_counts_are_of_known_layouts():
-    assert set(PUBLISHED_COUNTS) == {layout.name for layout in LAYOUTS}
-
-
-def test_format_check_without_issues(dataset):
-    assert format_check(dataset("mine"), []).splitlines()[1:] == ["part  images  annotated  labels"]
-    checks = [PartReport("train", 5, 4, 3), PartReport("test", 12, 11, 10)]
-    assert format_check(dataset("v-coco"), checks).splitlines()[1:] == [
-        "part   images  annotated  labels",
-        "train  5       4 / 5400   3",
-        "test   12      11 / 4946  10",
-        "(after the slash: published counts)",
-    ]
-
-
-def test_format_check_lists_issues_and_first_occurrences(dataset):
-    train, test = PartReport("train", 5, 4, 3), PartReport("test")
-    train.add(DatasetIssue("boxes over the edge", 7, "a.jpg", is_error=False))
-    train.add(DatasetIssue("images missing", 1, "b.jpg", is_error=True))
-    test.problems.append("test.json: no such file")
-    assert format_check(dataset("mine"), [train, test]).splitlines()[4:] == [
-        "",
-        "issues               train  test",
-        "boxes over the edge  7      0",
-        "images missing       1      0     error",
-        "",
-        "train: 7 boxes over the edge, first a.jpg",
-        "train: 1 images missing, first b.jpg",
-        "test: test.json: no such file",
-    ]

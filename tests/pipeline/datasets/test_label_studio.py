@@ -1,10 +1,7 @@
 """Dataset folders written from exports of Label Studio."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +16,7 @@ from pipeline.utils.errors import InputError
 from pipeline.vocabulary import load_vocabulary
 
 
-def rectangle(name: str, label: str | None, box: list[float], **fields: Any) -> dict[str, Any]:
+def rectangle(name, label, box, **fields):
     """A region of a 200 x 100 image; the box is x, y, width, height in percent."""
     value = dict(zip(("x", "y", "width", "height"), box, strict=True))
     value |= {"rotation": fields.pop("rotation", 0), "rectanglelabels": [label] if label else []}
@@ -34,12 +31,12 @@ def rectangle(name: str, label: str | None, box: list[float], **fields: Any) -> 
     }
 
 
-def relation(first: str, second: str, *labels: str, direction: str = "right") -> dict[str, Any]:
+def relation(first, second, *labels, direction="right"):
     row = {"from_id": first, "to_id": second, "type": "relation", "direction": direction}
     return row | {"labels": list(labels)}
 
 
-def task(number: int, image: str, *result: dict[str, Any], **fields: Any) -> dict[str, Any]:
+def task(number, image, *result, **fields):
     annotation = {"id": 1, "result": list(result), "was_cancelled": False, "ground_truth": False}
     return {"id": number, "data": {"image": image}, "annotations": [annotation]} | fields
 
@@ -48,11 +45,12 @@ PERSON = rectangle("p", "Person", [0, 10, 50, 80])
 BROKEN = PERSON | {"value": {"x": 1}}
 TURNED = rectangle("b", "bicycle", [0, 0, 50, 50], image_rotation=90)
 BIKE = rectangle("b", "bicycle", [25, 50, 50, 50])
+SECOND = rectangle("q", "person", [50, 0, 50, 90])
 RIDES = [PERSON, BIKE, relation("p", "b", "ride")]
 
 
 @pytest.fixture
-def images(tmp_path: Path) -> Path:
+def images(tmp_path):
     folder = tmp_path / "photos"
     (folder / "more").mkdir(parents=True)
     for name in ("a.jpg", "b 1.jpg", "more/c.jpg"):
@@ -60,22 +58,30 @@ def images(tmp_path: Path) -> Path:
     return folder
 
 
-def write_export(tmp_path: Path, *tasks: dict[str, Any]) -> Path:
-    file = tmp_path / "export.json"
-    file.write_text(json.dumps(tasks))
-    return file
+@pytest.fixture
+def write_export(tmp_path):
+    def write(*tasks):
+        file = tmp_path / "export.json"
+        file.write_text(json.dumps(tasks))
+        return file
+
+    return write
 
 
-def convert(tmp_path: Path, images: Path, *tasks: dict[str, Any], **settings: Any) -> Any:
-    settings = {"test_size": 0} | settings
-    export = write_export(tmp_path, *tasks)
-    convert_label_studio(export, tmp_path / "out", images, **settings)
-    return json.loads((tmp_path / "out/annotations/train.json").read_text())
+@pytest.fixture
+def convert(tmp_path, images, write_export):
+    """Converts tasks without a test part; gives the entries of the training part."""
+
+    def run(*tasks, **settings):
+        settings = {"test_size": 0} | settings
+        convert_label_studio(write_export(*tasks), tmp_path / "out", images, **settings)
+        return json.loads((tmp_path / "out/annotations/train.json").read_text())
+
+    return run
 
 
-def test_converted_folder_is_a_dataset_without_issues(tmp_path: Path, images: Path) -> None:
+def test_converted_folder_is_a_dataset_without_issues(tmp_path, images, write_export):
     export = write_export(
-        tmp_path,
         task(1, "/data/upload/3/0a1b2c3d-a.jpg", *RIDES),
         task(
             2, "/data/upload/3/ffffffff-b_1.jpg", PERSON, BIKE, relation("p", "b", "push", "hold")
@@ -104,97 +110,55 @@ def test_converted_folder_is_a_dataset_without_issues(tmp_path: Path, images: Pa
 
 
 @pytest.mark.parametrize(
-    ("result", "expected"),
+    ("other", "arrow", "expected"),
     [
-        ([PERSON, BIKE, relation("b", "p", "ride")], [(0, 1)]),
-        ([PERSON, BIKE, relation("b", "p", "ride", direction="left")], [(0, 1)]),
-        ([PERSON, BIKE, relation("p", "b", "ride", direction="bi")], [(0, 1)]),
-        (
-            [PERSON, rectangle("q", "person", [50, 0, 50, 90]), relation("p", "q", "hug")],
-            [(0, 1)],
-        ),
-        (
-            [
-                PERSON,
-                rectangle("q", "person", [50, 0, 50, 90]),
-                relation("p", "q", "hug", direction="left"),
-            ],
-            [(1, 0)],
-        ),
-        (
-            [
-                PERSON,
-                rectangle("q", "person", [50, 0, 50, 90]),
-                relation("p", "q", "hug", direction="bi"),
-            ],
-            [(0, 1), (1, 0)],
-        ),
+        (BIKE, relation("b", "p", "ride"), [(0, 1)]),
+        (BIKE, relation("b", "p", "ride", direction="left"), [(0, 1)]),
+        (BIKE, relation("p", "b", "ride", direction="bi"), [(0, 1)]),
+        (SECOND, relation("p", "q", "hug"), [(0, 1)]),
+        (SECOND, relation("p", "q", "hug", direction="left"), [(1, 0)]),
+        (SECOND, relation("p", "q", "hug", direction="bi"), [(0, 1), (1, 0)]),
     ],
 )
-def test_person_is_the_subject_whatever_the_arrow(
-    tmp_path: Path, images: Path, result: list[dict[str, Any]], expected: list[tuple[int, int]]
-) -> None:
-    (entry,) = convert(tmp_path, images, task(1, "a.jpg", *result))
+def test_person_is_the_subject_whatever_the_arrow(convert, other, arrow, expected):
+    (entry,) = convert(task(1, "a.jpg", PERSON, other, arrow))
     pairs = [(row["subject_id"], row["object_id"]) for row in entry["hoi_annotation"]]
     assert pairs == expected
 
 
-def test_rotated_rectangle_becomes_the_box_around_it(tmp_path: Path, images: Path) -> None:
+def test_rotated_rectangle_becomes_the_box_around_it(convert):
     # Its top left corner at (100, 20), 40 wide and 20 high before a quarter turn to the right.
     turned = rectangle("b", "bicycle", [50, 20, 20, 20], rotation=90)
-    (entry,) = convert(
-        tmp_path, images, task(1, "a.jpg", PERSON, turned, relation("p", "b", "hold"))
-    )
+    held = task(1, "a.jpg", PERSON, turned, relation("p", "b", "hold"))
+    (entry,) = convert(held)
     assert entry["annotations"][1]["bbox"] == [80, 20, 100, 60]
     with pytest.raises(InputError, match=r"task 1.*region b.*90"):
-        convert(
-            tmp_path,
-            images,
-            task(1, "a.jpg", PERSON, turned, relation("p", "b", "hold")),
-            strict=True,
-            overwrite=True,
-        )
+        convert(held, strict=True, overwrite=True)
 
 
-def test_ground_truth_or_latest_annotation_is_taken(tmp_path: Path, images: Path) -> None:
-    def annotations(*rows: tuple[str, str, bool, bool]) -> list[dict[str, Any]]:
-        return [
-            {
-                "result": [PERSON, BIKE, relation("p", "b", verb)],
-                "updated_at": updated,
-                "ground_truth": truth,
-                "was_cancelled": cancelled,
-            }
-            for verb, updated, truth, cancelled in rows
+def test_ground_truth_or_latest_annotation_is_taken(convert, tmp_path):
+    def annotated(number, image, *rows):
+        keys = ("updated_at", "ground_truth", "was_cancelled")
+        annotations = [
+            {"result": [PERSON, BIKE, relation("p", "b", verb)]}
+            | dict(zip(keys, fields, strict=True))
+            for verb, *fields in rows
         ]
+        return task(number, image, annotations=annotations)
 
+    first = ("hold", "2026-01-02", False, False), ("ride", "2026-01-01", True, False)
+    second = ("hold", "2026-01-01", False, False), ("ride", "2026-01-02", False, False)
+    cancelled = ("push", "2026-01-03", False, True)
     entries = convert(
-        tmp_path,
-        images,
-        task(
-            1,
-            "a.jpg",
-            annotations=annotations(
-                ("hold", "2026-01-02", False, False), ("ride", "2026-01-01", True, False)
-            ),
-        ),
-        task(
-            2,
-            "b 1.jpg",
-            annotations=annotations(
-                ("hold", "2026-01-01", False, False),
-                ("ride", "2026-01-02", False, False),
-                ("push", "2026-01-03", False, True),
-            ),
-        ),
-        task(3, "c.jpg", annotations=annotations(("push", "2026-01-01", False, True))),
+        annotated(1, "a.jpg", *first),
+        annotated(2, "b 1.jpg", *second, cancelled),
+        annotated(3, "c.jpg", cancelled),
     )
     assert [entry["file_name"] for entry in entries] == ["a.jpg", "b 1.jpg"]
-    words = load_vocabulary(tmp_path / "out/vocabulary.json")
-    assert words.verbs == ("ride",)
+    assert load_vocabulary(tmp_path / "out/vocabulary.json").verbs == ("ride",)
 
 
-def test_rectangle_and_label_of_separate_tags_are_joined(tmp_path: Path, images: Path) -> None:
+def test_rectangle_and_label_of_separate_tags_are_joined(convert):
     plain = [
         rectangle(name, None, box, type="rectangle")
         for name, box in (("p", [0, 10, 50, 80]), ("b", [25, 50, 50, 50]))
@@ -203,9 +167,7 @@ def test_rectangle_and_label_of_separate_tags_are_joined(tmp_path: Path, images:
     for row, label in zip(plain, ("person", "bicycle"), strict=True):
         value = {key: value for key, value in row["value"].items() if key != "rectanglelabels"}
         named.append(row | {"type": "labels", "value": value | {"labels": [label]}})
-    (entry,) = convert(
-        tmp_path, images, task(1, "a.jpg", *plain, *named, relation("p", "b", "ride"))
-    )
+    (entry,) = convert(task(1, "a.jpg", *plain, *named, relation("p", "b", "ride")))
     assert [row["category_id"] for row in entry["annotations"]] == [1, 2]
     assert len(entry["hoi_annotation"]) == 1
 
@@ -222,11 +184,9 @@ def test_rectangle_and_label_of_separate_tags_are_joined(tmp_path: Path, images:
         ([], ["tasks"]),
     ],
 )
-def test_bad_exports_are_one_line_and_write_nothing(
-    tmp_path: Path, images: Path, tasks: list[dict[str, Any]], facts: list[str]
-) -> None:
+def test_bad_exports_are_one_line_and_write_nothing(convert, tmp_path, tasks, facts):
     with pytest.raises(InputError) as error:
-        convert(tmp_path, images, *tasks)
+        convert(*tasks)
     assert "\n" not in str(error.value)
     assert all(fact in str(error.value) for fact in facts), error.value
     assert not (tmp_path / "out").exists()
@@ -240,48 +200,41 @@ def test_bad_exports_are_one_line_and_write_nothing(
         (relation("p", "gone", "ride"), "gone"),
     ],
 )
-def test_unusable_relations_are_left_out_or_refused(
-    tmp_path: Path, images: Path, row: dict[str, Any], fact: str
-) -> None:
-    (entry,) = convert(tmp_path, images, task(5, "a.jpg", *RIDES, row))
+def test_unusable_relations_are_left_out_or_refused(convert, row, fact):
+    (entry,) = convert(task(5, "a.jpg", *RIDES, row))
     assert len(entry["hoi_annotation"]) == 1
     with pytest.raises(InputError, match=rf"task 5.*{fact}"):
-        convert(tmp_path, images, task(5, "a.jpg", *RIDES, row), strict=True, overwrite=True)
+        convert(task(5, "a.jpg", *RIDES, row), strict=True, overwrite=True)
 
 
-def test_spellings_of_a_label_are_one_label(tmp_path: Path, images: Path) -> None:
+def test_spellings_of_a_label_are_one_label(convert, tmp_path):
     spelled = [relation("p", "b", name) for name in ("Sit_on", "sit on", "sit  on", "ride")]
-    (entry,) = convert(tmp_path, images, task(1, "a.jpg", PERSON, BIKE, *spelled))
+    (entry,) = convert(task(1, "a.jpg", PERSON, BIKE, *spelled))
     assert len(entry["hoi_annotation"]) == 2
     words = load_vocabulary(tmp_path / "out/vocabulary.json")
     assert words.verbs == ("ride", "sit on") and words.verb_ings == ("riding", "sitting on")
 
 
-def test_labels_are_matched_to_an_existing_vocabulary(tmp_path: Path, images: Path) -> None:
+def test_labels_are_matched_to_an_existing_vocabulary(convert, tmp_path):
     result = [PERSON, BIKE, relation("p", "b", "riding"), relation("p", "b", "No interaction")]
-    convert(tmp_path, images, task(1, "a.jpg", *result), vocabulary=Path("hico-det"))
+    convert(task(1, "a.jpg", *result), vocabulary=Path("hico-det"))
     dataset = open_dataset(tmp_path / "out")
     verbs = [dataset.vocabulary.verbs[row[2]] for row in dataset.load("train").annotations[0].hois]
     assert sorted(verbs) == ["no_interaction", "ride"]
     with pytest.raises(InputError, match=r"a\.jpg.*teleport"):
-        convert(
-            tmp_path,
-            images,
-            task(1, "a.jpg", PERSON, BIKE, relation("p", "b", "teleport")),
-            vocabulary=Path("hico-det"),
-            overwrite=True,
-        )
+        result[2]["labels"] = ["teleport"]
+        convert(task(1, "a.jpg", *result), vocabulary=Path("hico-det"), overwrite=True)
 
 
-def test_an_existing_dataset_is_not_overwritten(tmp_path: Path, images: Path) -> None:
-    convert(tmp_path, images, task(1, "a.jpg", *RIDES))
+def test_an_existing_dataset_is_not_overwritten(convert, tmp_path):
+    convert(task(1, "a.jpg", *RIDES))
     before = (tmp_path / "out/dataset.toml").read_bytes()
     with pytest.raises(InputError, match=r"dataset\.toml"):
-        convert(tmp_path, images, task(1, "a.jpg", *RIDES))
+        convert(task(1, "a.jpg", *RIDES))
     assert (tmp_path / "out/dataset.toml").read_bytes() == before
 
 
-def test_ing_forms_are_those_of_published_vocabularies() -> None:
+def test_ing_forms_are_those_of_published_vocabularies():
     vocabulary = load_vocabulary("hico-det")
     right = [
         _ing(verb) == ing for verb, ing in zip(vocabulary.verbs, vocabulary.verb_ings, strict=True)

@@ -6,13 +6,11 @@ import numpy as np
 import pytest
 
 from pipeline.boxes import boxes_to_upright
-from pipeline.cli import data
 from pipeline.datasets.check import check_dataset, format_check, summarise_problems
 from pipeline.datasets.dataset import open_dataset
 from pipeline.datasets.size_check import check_image_sizes
 from pipeline.images import read_image
 from pipeline.types import Detections
-from pipeline.utils.cli import run_command
 from pipeline.utils.errors import InputError
 
 SIZE = (60, 40)
@@ -159,17 +157,6 @@ def test_check_lists_all_wrong_sizes(turned):
     ):
         assert f"  {dataset.root}/test/{name}.png: {text_of_sizes}" in text
     assert "orientation" in summarise_problems(checks) and len(check.problems) == 2
-
-
-def test_check_exit_code_depends_on_the_orientation(turned, monkeypatch, capsys):
-    for key, code in ((None, 2), ("stored", 0)):
-        dataset = turned([6, 6, 1], key)
-        monkeypatch.setattr("sys.argv", ["eoid-data", "check", str(dataset.root)])
-        with pytest.raises(SystemExit) as ended:
-            run_command(data)
-        stderr = capsys.readouterr().err
-        assert ended.value.code == code, stderr
-        assert ('set orientation = "stored"' in stderr) == (code == 2)
 
 
 def in_instances():

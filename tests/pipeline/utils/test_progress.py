@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.utils import progress
 from pipeline.utils.logging import log_to_stderr
-from pipeline.utils.progress import Progress, track
+from pipeline.utils.progress import Progress
 
 
 @pytest.fixture
@@ -64,11 +64,6 @@ def test_bars_and_log_lines_between_progress(capsys, monkeypatch, terminal):
     assert shown.err.replace("\r", "\n").splitlines().count("a.jpg: no such image") == 1
     assert ("\r" in shown.err) == terminal and shown.out == ""
     assert all(fact in shown.err for fact in ("4/4", "images/s", "loss 1"))
-
-
-def test_track_yields_every_item(capsys):
-    assert list(track(range(3), 3, "reading")) == [0, 1, 2]
-    assert "3/3" in capsys.readouterr().err
 
 
 def test_interrupted_loop_prints_its_progress(capsys):

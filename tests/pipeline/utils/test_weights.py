@@ -16,7 +16,6 @@ from torch import nn
 
 from pipeline.utils.errors import InputError
 from pipeline.utils.weights import (
-    architecture_error,
     check_finite,
     load_weights,
     read_checkpoint,
@@ -116,18 +115,13 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:9f2c\nsize 16
         (b"", ["empty"]),
         (POINTER, ["Git LFS", "167502836 bytes", "git lfs pull"]),
         (b"\n<!DOCTYPE html><html>", ["web page"]),
-        (b'{"weight_map": {}}', ["JSON"]),
         (gzip.compress(b"weights"), ["compressed"]),
-        (b"\x93NUMPY\x01\x00", ["NumPy"]),
         (b"\x89HDF\r\n\x1a\n", ["HDF5"]),
         (zipped(["a/w.npy"]), ["zip", "a/w.npy"]),
-        (zipped([]), ["zip", "empty"]),
         (b"PK\x03\x04", ["zip", "truncated after 4 bytes"]),
-        (b"hello there", ["hello there"]),
         (b"\0" * 20, ["begins with"]),
         (b"\x08" + 7 * b"\0", ["begins with"]),
         (b"\x80\x02}q", ["truncated after 4 bytes"]),
-        (pickle.dumps([1, 2], protocol=2), ["pickle", "torch.save"]),
         (pickle.dumps({"a": np.ones(2)}), ["pickle", "torch.save"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "file",
@@ -202,14 +196,6 @@ def test_nonfinite_weights_are_refused(value):
     bad = {**STATE, "b.weight": torch.tensor([[1.0, value, value]])}
     with pytest.raises(InputError, match=r"w\.pth: b\.weight: .* 2 of 3"):
         check_finite(bad, "w.pth")
-
-
-def test_architecture_error_is_one_short_line():
-    error = architecture_error(
-        "w.pth", "A", RuntimeError("Error in loading:\n\tMissing" + " key" * 999)
-    )
-    assert "\n" not in str(error) and len(str(error)) < 300
-    assert "expected weights of A" in str(error)
 
 
 @pytest.fixture
