@@ -147,12 +147,6 @@ def test_the_description_names_every_number():
     assert text.endswith("99 s in total: toy 9, distilled 90")
 
 
-def test_groups_without_ground_truth_have_no_number():
-    results = {name: scores(0.7, 0.7, None, **EXTRA) for name in RESULTS}
-    text = describe(summary(results, "full", 0, {}))
-    assert "Distilled              70.0     70.0        -" in text
-
-
 FAKE = """
 import json, sys
 from pathlib import Path

@@ -1,6 +1,5 @@
 """Wheel and sdist hold what they need and run outside the checkout."""
 
-import configparser
 import os
 import shutil
 import subprocess
@@ -22,13 +21,9 @@ SETUP_FILES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE")
 
 
 def run(*words, cwd, **environment):
-    return subprocess.run(
-        [str(word) for word in words],
-        cwd=cwd,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-    )
+    environment = {**os.environ, **environment}
+    words = list(map(str, words))
+    return subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
 def sources(root):
@@ -98,23 +93,17 @@ def test_the_packages_work_outside_the_checkout(installed, tmp_path):
     assert done.returncode == 0, done.stderr
     public, package, version, *counts = done.stdout.split()
     assert Path(public) == installed / MODULE and Path(package).is_relative_to(installed)
-    setup = configparser.ConfigParser()
-    setup.read(ROOT / "setup.cfg")
-    assert version == setup["metadata"]["version"]
+    assert f"\nversion = {version}\n" in (ROOT / "setup.cfg").read_text()
     assert counts == ["600", "468", "50"]
 
 
 def test_every_command_is_installed_and_helps(installed, tmp_path):
-    setup = configparser.ConfigParser()
-    setup.read(ROOT / "setup.cfg")
-    lines = setup["options.entry_points"]["console_scripts"].split("\n")
-    commands = [line.partition("=")[0].strip() for line in lines if line]
-    assert "eoid-data" in commands
-    for command in commands:
-        script = installed / "bin" / command
+    scripts = list((installed / "bin").glob("eoid-*"))
+    assert len(scripts) == 5
+    for script in scripts:
         done = run(script, "--help", cwd=tmp_path, PYTHONPATH=str(installed))
         assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout.startswith(f"Usage: {command} ")
+        assert done.stdout.startswith(f"Usage: {script.name} ")
 
 
 def test_a_command_works_outside_the_checkout(installed, tmp_path):

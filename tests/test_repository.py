@@ -72,12 +72,3 @@ def test_the_workflow_runs_what_ci_runs():
     versions = workflow["jobs"]["test"]["strategy"]["matrix"]["python-version"]
     # 3.1 is what YAML makes of an unquoted 3.10.
     assert all(isinstance(version, str) for version in versions)
-
-
-@pytest.mark.parametrize("name", ["bug", "feature"])
-def test_issue_forms_are_complete(name):
-    form = yaml.safe_load((ROOT / f".github/ISSUE_TEMPLATE/{name}.yml").read_text())
-    assert form["name"] and form["description"]
-    fields = form["body"]
-    assert all(field["attributes"]["label"] for field in fields)
-    assert len({field["id"] for field in fields}) == len(fields)

@@ -9,7 +9,6 @@ from evaluation.predictions import (
     MIN_PAIRS,
     check_numbering,
     read_predictions,
-    verb_object_pairs,
     write_predictions,
 )
 from pipeline.types import Detections
@@ -192,19 +191,3 @@ def test_verbs_one_off_are_named(tmp_path, vocabulary, valid_detections):
     expected = f"counted from {first}, found verbs counted from {1 - first}: so counted 100 %"
     with pytest.raises(InputError, match=expected):
         check_numbering(tmp_path, wrong, vocabulary)
-
-
-def test_only_invalid_pairs_pass(tmp_path):
-    toy = load_vocabulary("toy")
-    verb, label = np.argwhere(~toy.valid & ~np.roll(toy.valid, -1, axis=0))[0]
-    count = MIN_PAIRS
-    item = Detections(
-        "a.jpg",
-        np.zeros((2, 4)),
-        np.array([toy.person, label]),
-        np.tile([0, 1, verb], (count, 1)),
-        np.ones(count),
-    )
-    check_numbering(tmp_path, [item], toy)
-    verbs, objects = verb_object_pairs([item])
-    assert len(verbs) == count and not toy.valid[verbs, objects].any()

@@ -132,19 +132,6 @@ def test_the_official_layout_can_be_had(perfect, vcoco, actions, tmp_path, name)
         score_vcoco_file(official, actions, json=results)
 
 
-def test_a_one_based_file_is_refused(perfect, vcoco, actions, tmp_path):
-    _, found = perfect
-    write_predictions(tmp_path / "p.json", found, vcoco)
-    value = json.loads((tmp_path / "p.json").read_text())
-    for entry in value:
-        for row in entry["hoi_prediction"]:
-            row["category_id"] += 1
-    value[0]["hoi_prediction"][0]["category_id"] = vcoco.num_verbs
-    (tmp_path / "p.json").write_text(json.dumps(value))
-    with pytest.raises(InputError, match=f"counted from 0, 0 to .*, found {vcoco.num_verbs}"):
-        score_vcoco_file(tmp_path / "p.json", actions)
-
-
 LEFT_OUT = Path(__file__).parents[1] / "data" / "vcoco_left_out"
 # The class of the entries in the pickles of a two-stage project.
 CACHE_CLASS = """

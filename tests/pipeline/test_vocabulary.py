@@ -2,7 +2,6 @@ import copy
 import json
 import pickle
 
-import numpy as np
 import pytest
 
 from pipeline.utils.errors import InputError
@@ -61,22 +60,6 @@ def test_vcoco_has_a_verb_per_role(vcoco, hico):
     assert named == expected
     assert [a["action"] for a in vcoco.roles if len(a["roles"]) == 2] == ["hit", "eat", "cut"]
     assert vcoco.no_interaction is None
-
-
-@pytest.mark.parametrize(
-    ("verb", "objects"),
-    [
-        ("hit_instr", ["baseball_bat", "tennis_racket"]),
-        ("hit_obj", ["sports_ball"]),
-        ("eat_instr", ["fork", "knife", "spoon"]),
-        ("hold_obj", None),
-    ],
-)
-def test_vcoco_role_objects(vcoco, verb, objects):
-    """A role without a list of objects has all of them."""
-    fitting = np.flatnonzero(vcoco.valid[vcoco.verbs.index(verb)])
-    names = list(vcoco.objects) if objects is None else objects
-    assert [vcoco.objects[label] for label in fitting] == names
 
 
 def test_vocabulary_file(tmp_path):

@@ -13,9 +13,7 @@ from PIL import Image
 from evaluation.hico.matching import match_detections
 from evaluation.predictions import read_predictions
 from evaluation.report.charts.figure import Chart
-from evaluation.report.gallery import GalleryImage, GalleryItem, GalleryRow
 from evaluation.report.write import (
-    draw_item,
     write_images,
     write_report,
     write_report_beside,
@@ -253,44 +251,10 @@ def test_report_beside_an_evaluation(runs, change, monkeypatch):
     assert "no report: a report needs matplotlib" in write_report_beside(source)
 
 
-def gallery_item(image_id="a.jpg", sizes=((90, 60), (90, 60))):
-    drawings = [
-        GalleryImage(f"View {place}", "AP 3" * place, "ground_truth", Image.new("RGB", size), "Alt")
-        for place, size in enumerate(sizes)
-    ]
-    return GalleryItem(image_id, tuple(drawings))
+def test_only_images_of_an_earlier_report_are_removed(tmp_path):
+    def charts(*names):
+        return [Chart(name, f"{name}?", f"Alt {name}", (), (), b"PNG") for name in names]
 
-
-@pytest.fixture(scope="module")
-def charts():
-    """`charts("one", "two")`: charts of these names."""
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8), "red").save(file, "PNG")
-
-    def make(*names):
-        return [Chart(name, f"{name}?", f"Alt {name}", (), (), file.getvalue()) for name in names]
-
-    return make
-
-
-def test_every_image_is_listed_with_its_description(tmp_path, charts):
-    gallery_rows = [
-        GalleryRow("Best", "", (gallery_item("a.jpg"), gallery_item("b.jpg"))),
-        GalleryRow("Worst", "", (gallery_item(),)),
-    ]
-    folder = tmp_path / "new" / "pictures"
-    write_images(folder, charts("one", "two"), gallery_rows)
-    entries = json.loads((folder / "pictures.json").read_text())
-    names = ["one.png", "two.png", "picture-01.png", "picture-02.png", "picture-03.png"]
-    assert [entry["file"] for entry in entries] == names
-    assert [entry["title"] for entry in entries[1:4]] == ["two?", "Best", "Best"]
-    assert entries[0]["description"] == "Alt one"
-    assert {path.name for path in folder.iterdir()} == {*names, "pictures.json"}
-    for name in names:
-        Image.open(folder / name).load()
-
-
-def test_only_images_of_an_earlier_report_are_removed(tmp_path, charts):
     folder = tmp_path / "pictures"
     write_images(folder, charts("old", "both"), [])
     index = folder / "pictures.json"
@@ -307,11 +271,3 @@ def test_only_images_of_an_earlier_report_are_removed(tmp_path, charts):
         index.write_text(damaged)
         write_images(folder, [], [])
         assert json.loads(index.read_text()) == []
-
-
-def test_drawings_are_side_by_side():
-    content = draw_item(gallery_item(sizes=((90, 60), (90, 60), (90, 40))))
-    sheet = Image.open(io.BytesIO(content))
-    assert sheet.width > 270 and sheet.height > 60
-    black = sheet.convert("L").point(lambda value: 255 * (value == 0)).getbbox()
-    assert black[2] - black[0] >= 270

@@ -1,9 +1,9 @@
 """Boxes and labels in another format are recognised by their values; valid ones are accepted."""
 
 import copy
-import gzip
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,46 +15,34 @@ from pipeline.annotations.box_format import CXCYWH, XYWH, XYXY, BoxFormatCheck, 
 from pipeline.annotations.load import load_annotations
 from pipeline.utils.errors import InputError
 
-HICO = Path(__file__).parents[2] / "data" / "hico_det"
-
 
 @pytest.fixture(scope="module")
-def hoia():
+def hoia(hico_det_files):
     """HICO-DET's test annotations."""
-    return json.loads(gzip.decompress((HICO / "test_hico.json.gz").read_bytes()))
+    return json.loads((hico_det_files / "test_hico.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def instances():
+def instances(hico_det_files):
     """The same annotations in HICO-DET's `instances` format."""
-    return json.loads(gzip.decompress((HICO / "instances_test2015.json.gz").read_bytes()))
+    return json.loads((hico_det_files / "instances_test2015.json").read_text())
 
 
-def to_normalised(box, size):
-    return [number / side for number, side in zip(box, size * 2, strict=True)]
-
-
-def to_xywh(box, _):
-    return [box[0], box[1], box[2] - box[0], box[3] - box[1]]
-
-
-def unchanged(box, _):
-    return box
-
-
-def to_cxcywh(box, _):
-    return [(box[0] + box[2]) / 2, (box[1] + box[3]) / 2, box[2] - box[0], box[3] - box[1]]
-
-
-CHANGES = {"0 to 1": to_normalised, XYWH: to_xywh, CXCYWH: to_cxcywh, None: unchanged}
-
-
-def to_thousandths(box, size):
-    return [1000 * share for share in to_normalised(box, size)]
-
-
-def doubled(box, _):
-    return [2 * number for number in box]
+# By the form that an error names; boxes are (x1, y1, x2, y2), sizes (width, height).
+CHANGES = {
+    "0 to 1": lambda box, size: np.divide(box, size * 2).tolist(),
+    XYWH: lambda box, _: [box[0], box[1], box[2] - box[0], box[3] - box[1]],
+    CXCYWH: lambda box, _: [
+        *((box[0] + box[2]) / 2, (box[1] + box[3]) / 2),
+        *(box[2] - box[0], box[3] - box[1]),
+    ],
+    None: lambda box, _: box,
+}
+unchanged = CHANGES[None]
+OTHER_SCALES = {
+    "thousandths": lambda box, size: (1000 * np.divide(box, size * 2)).tolist(),
+    "doubled": lambda box, _: [2 * number for number in box],
+}
 
 
 def wider_by_pixels(box, _):
@@ -73,24 +61,27 @@ def of_hoia(value, first, count, change, sized):
 
 
 def of_instances(value, first, count, change, sized):
-    part = {**value}
-    for key in ("filenames", "size", "annotation"):
-        part[key] = copy.deepcopy(value[key][first : first + count])
-    for entry, size in zip(part["annotation"], part["size"], strict=True):
+    listed = {"filenames", "annotation", *(["size"] if sized else [])}
+    shared = {key: value[key] for key in value.keys() - {"filenames", "annotation", "size"}}
+    part = {key: copy.deepcopy(value[key][first : first + count]) for key in listed} | shared
+    for entry, size in zip(part["annotation"], value["size"][first:], strict=False):
         for key in ("boxes_h", "boxes_o"):
             entry[key] = [change(box, size) for box in entry[key]]
-    if not sized:
-        del part["size"]
     return part
 
 
+@pytest.fixture(params=[of_hoia, of_instances])
+def part(request):
+    """`part(first, count, change, sized)`: images of the test part, in one of both formats."""
+    name = request.param.__name__.removeprefix("of_")
+    return partial(request.param, request.getfixturevalue(name))
+
+
 @pytest.mark.parametrize("form", CHANGES)
-@pytest.mark.parametrize("make", [of_hoia, of_instances])
 @pytest.mark.parametrize("sized", [True, False])
 @pytest.mark.parametrize(("first", "count"), [(0, 40), (333, 4)])
-def test_format_of_annotations(save_json, hico, request, make, form, sized, first, count):
-    value = request.getfixturevalue(make.__name__.removeprefix("of_"))
-    file = save_json(make(value, first, count, CHANGES[form], sized))
+def test_format_of_annotations(save_json, hico, part, form, sized, first, count):
+    file = save_json(part(first, count, CHANGES[form], sized))
     if form is None:
         assert load_annotations(file, hico, "test").num_labels > 0
         return
@@ -128,18 +119,16 @@ def test_format_of_predictions(save_json, hico, hoia, form, count):
     assert str(file) in str(caught.value) and form in str(caught.value)
 
 
-@pytest.mark.parametrize("change", [to_thousandths, doubled])
-@pytest.mark.parametrize("make", [of_hoia, of_instances])
-def test_annotations_of_another_scale(save_json, hico, request, make, change):
-    value = request.getfixturevalue(make.__name__.removeprefix("of_"))
-    file = save_json(make(value, 0, 40, change, True))
+@pytest.mark.parametrize("change", OTHER_SCALES.values(), ids=OTHER_SCALES)
+def test_annotations_of_another_scale(save_json, hico, part, change):
+    file = save_json(part(0, 40, change, True))
     with pytest.raises(BoxFormatError, match=r"\d+ of \d+ boxes outside .* of \d+ x \d+") as caught:
         load_annotations(file, hico, "test")
     assert str(file) in str(caught.value)
-    load_annotations(save_json(make(value, 0, 40, wider_by_pixels, True)), hico, "test")
+    load_annotations(save_json(part(0, 40, wider_by_pixels, True)), hico, "test")
 
 
-@pytest.mark.parametrize("change", [to_thousandths, doubled])
+@pytest.mark.parametrize("change", OTHER_SCALES.values(), ids=OTHER_SCALES)
 @pytest.mark.parametrize("declared", [True, False])
 def test_predictions_of_another_scale(save_json, hico, hoia, change, declared):
     file = save_json(predictions(hoia[:40], change), "predictions.json")
@@ -156,19 +145,19 @@ def test_predictions_of_another_scale(save_json, hico, hoia, change, declared):
 
 
 @pytest.mark.parametrize(
-    ("change", "sized", "form"),
+    ("form", "sized", "named"),
     [
-        (to_cxcywh, False, f"{XYWH} or {CXCYWH}"),
-        (to_cxcywh, True, CXCYWH),
-        (to_xywh, False, XYWH),
-        (to_xywh, True, XYWH),
+        (CXCYWH, False, f"{XYWH} or {CXCYWH}"),
+        (CXCYWH, True, CXCYWH),
+        (XYWH, False, XYWH),
+        (XYWH, True, XYWH),
     ],
 )
-def test_error_names_all_formats_that_fit(save_json, hico, hoia, change, sized, form):
+def test_error_names_all_formats_that_fit(save_json, hico, hoia, form, sized, named):
     """Without image sizes, boxes given by centres also fit as corner and sides, not vice versa."""
     sizes = {one["file_name"]: (one["width"], one["height"]) for one in hoia[:40]}
-    file = save_json(predictions(hoia[:40], change), "predictions.json")
-    with pytest.raises(BoxFormatError, match=re.escape(f"found {form}: ")):
+    file = save_json(predictions(hoia[:40], CHANGES[form]), "predictions.json")
+    with pytest.raises(BoxFormatError, match=re.escape(f"found {named}: ")):
         read_predictions(file, hico, sizes if sized else None)
 
 

@@ -46,11 +46,5 @@ def test_values_outside_are_named(name, inside, outside, expected):
 
 def test_settings_are_listed_with_their_types():
     kinds = {name: kind for name, (_, kind) in list_settings(Config).items()}
-    assert kinds == {
-        "form": str,
-        "size": float,
-        "rate": float,
-        "share": float,
-        "decay": float,
-        "seed": int,
-    }
+    numbers = dict.fromkeys(("size", "rate", "share", "decay"), float)
+    assert kinds == {"form": str, "seed": int, **numbers}

@@ -3,7 +3,7 @@ from typing import Annotated, Literal
 import pytest
 from msgspec import Meta, Struct
 
-from pipeline.utils.errors import InputError
+from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.schema import Positive, Text, convert, read_json_as
 
 
@@ -55,3 +55,8 @@ def test_a_part_of_a_file_is_named():
         convert({"point": 3}, Entry, "a.json", "parts.x")
     with pytest.raises(InputError, match=r"^a.json: content: expected an object, found 3$"):
         convert(3, Entry, "a.json")
+
+
+def test_long_values_are_cut_off():
+    error = bad_field("a.json", "b.jpg: bbox", "four numbers", "x" * 200)
+    assert str(error) == f"a.json: b.jpg: bbox: expected four numbers, found {'x' * 77}..."
