@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from evaluation.analysis.confusion import compute_verb_confusion
+from evaluation.analysis.confusion import VerbConfusion, compute_verb_confusion
 from evaluation.hico.matching import match_and_sort
 
 KICK, HOLD, THROW = ("kick", "ball"), ("hold", "ball"), ("throw", "ball")
@@ -54,3 +54,8 @@ def test_pairs_with_two_labels(toy, annotate, detect, predicted, expected):
     found = compute_verb_confusion(match_and_sort([annotation], detections, toy), toy)
     assert found.num_found == 1
     assert cells(found, toy) == expected
+
+
+def test_most_frequent_confusions_first():
+    found = VerbConfusion(np.array([[9, 1, 4], [0, 9, 2], [0, 0, 9.0]]), 34)
+    assert found.most_frequent(2) == [(0, 2, 4.0), (1, 2, 2.0)]

@@ -39,6 +39,12 @@ def test_one_label_sits_on_its_box():
     assert 100 <= place[0] <= 120
 
 
+def test_label_wider_than_the_image():
+    anchor = np.array([[10.0, 10, 20, 20]])
+    (place,) = place_labels(anchor, np.array([[900.0, 20]]), IMAGE_SIZE, anchor, 2)
+    assert place[0] == 0
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_crowds_do_not_overlap(seed):
     rng = np.random.default_rng(seed)

@@ -8,8 +8,22 @@ from evaluation.report.charts.bars import (
     action_bars,
     class_bars,
     error_bars,
+    split_rows,
     teacher_student_chart,
 )
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ((0, 7), [("AP", 4), ("AP (continued)", 3)]),
+        ((25, 10), [("★ Unseen", 13), ("★ Unseen (continued)", 12), ("Seen", 10)]),
+    ],
+)
+def test_rows_are_split_into_panels(rows, counts, expected):
+    panels = split_rows(rows(*counts), "AP")
+    assert [(title, len(members)) for title, members in panels] == expected
+    assert [row for _, members in panels for row in members] == rows(*counts)
 
 
 @pytest.mark.parametrize("counts", [(3, 8), (1, 0), (0, 7)])
