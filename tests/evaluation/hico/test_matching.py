@@ -4,6 +4,7 @@ import pytest
 from evaluation.hico import matching
 from evaluation.hico.matching import (
     collect_triplets,
+    hico_iou,
     join,
     match_and_sort,
 )
@@ -11,6 +12,15 @@ from pipeline.types import Annotation
 from pipeline.utils.errors import InputError
 
 KICK, HOLD, PULL = ("kick", "ball"), ("hold", "ball"), ("pull", "box")
+
+
+@pytest.mark.parametrize(
+    ("second", "expected"),
+    [([5, 0, 14, 9], 50 / 150), ([9, 0, 18, 9], 0.0), ([3, 3, 3, 3], 0.0)],
+)
+def test_benchmark_iou_of_boxes_that_only_touch_or_have_no_area(second, expected):
+    value = hico_iou(np.array([[0.0, 0, 9, 9]]), np.array([second], float))
+    assert value == pytest.approx([expected], abs=1e-12)
 
 
 def test_collect_skips_triplets_outside_the_vocabulary(toy):
