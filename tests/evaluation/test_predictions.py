@@ -111,6 +111,7 @@ EMPTY = {"file_name": "a.jpg", "predictions": [], "hoi_prediction": []}
         (put("hoi_prediction", 1, "category_id", 12), "hoi_prediction[1].category_id", "1 to 11"),
         (put("hoi_prediction", 0, "score", float("nan")), "hoi_prediction[0].score", "finite"),
         (put("hoi_prediction", 0, "score", True), "hoi_prediction[0].score", "finite"),
+        (put("predictions", 1, "bbox", [0, 0, 1e308, 1e308]), "predictions[1].bbox", BOX),
         (lambda entry: entry.update(hoi_prediction=None), "hoi_prediction", "a list"),
     ],
 )

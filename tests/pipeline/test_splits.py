@@ -124,6 +124,8 @@ def test_split_file_named_like_a_builtin_split_keeps_its_ending(toy, toml):
         ('unseen = ["carry"]', "unseen: expected"),
         ("unseen_verbs = []", "split: expected"),
         ('unseen_interactions = ["ride"]', r"unseen_interactions\[0\]: expected"),
+        ('unseen_verbs = ["fly"]', r"unseen_verbs: expected.*found fly"),
+        ('unseen_objects = ["cow"]', r"unseen_objects: expected.*found cow"),
         ('unseen_interactions = [["ride", "ball"]]', r"ride \(horse, bike, skateboard\)"),
         (f"unseen_verbs = {list(load_vocabulary('toy').verbs)}", "at least one seen interaction"),
     ],

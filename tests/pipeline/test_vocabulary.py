@@ -104,6 +104,7 @@ CUP = {"name": "cup", "id": 1}
         ("interactions", [[0, 2]], r"interactions\[0\]: expected \[verb below 2, object below 2\]"),
         ("interactions", [[0, 1], [0, 1]], "interactions: expected"),
         ("rare", [1], "rare: expected interaction numbers from 0 to 0, found 1"),
+        ("rare", [0, 0], "rare: expected"),
         ("splits", {"full": SPLIT}, "splits: expected"),
         (
             "splits",

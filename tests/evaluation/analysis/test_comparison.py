@@ -32,6 +32,12 @@ def test_a_checkpoint_of_unknown_training_is_no_control(toy, make):
     assert (last.title, last.note) == ("eoid_ua", "from a checkpoint, after pairwise NMS")
 
 
+def test_files_take_the_styles_of_unused_roles(toy, make):
+    files = [make(0.2, kind="predictions", name=name, distillation=None) for name in "abc"]
+    found = compare([make(0.7), *files], toy).entries
+    assert [entry.style for entry in found] == ["distilled", "predictions", "control", "all_labels"]
+
+
 def test_titles_of_single_runs(toy, make):
     (found,) = compare([make(0.6, seed=2), make(0.8, seed=1), make(0.8)], toy).entries
     assert {found.run_title(result) for result in found.results} == {"seed 1", "seed 2", "run"}

@@ -79,6 +79,7 @@ def without(key):
         ("person_box", [0, 0, 1e308, 1e308]),
         ("hold_obj", [0, 0, 9, 9]),
         ("hold_obj", [0, 0, 1e30, 1e30, 0.5]),
+        ("run_agent", True),
         ("run_agent", None),
         ("run_agent", 1e308),
     ],
@@ -130,6 +131,8 @@ def arrays(**changes):
             {"hold_obj": np.zeros((2, 4))},
             r"hold_obj: expected 2 times five .*, found float64 \(2, 4",
         ),
+        ({"run_agent": np.zeros(3)}, "run_agent: expected 2 times a score"),
+        ({"image_id": None}, "image_id: expected .* found no such array"),
         ({"person_box": None}, "person_box: expected .* found no such array"),
         ({"person_box": np.full((2, 4), np.nan)}, "entry 0: person_box: expected four finite"),
         ({"image_id": np.int64(7)}, r"image_id: expected .* found int64 \(\)"),
@@ -186,6 +189,13 @@ def test_boxes_of_no_object_are_not_checked(tmp_path, filler):
     objects = np.array([*[filler] * 11, [5, 5, 90, 90]])
     found = read_detections(saved(tmp_path / "a.npz", PEOPLE, objects), ACTIONS)
     np.testing.assert_array_equal(found.columns["hold_obj"][:, :4], objects.astype(np.float32))
+
+
+def test_some_arbitrary_objects(tmp_path):
+    """A quarter of the objects has an x2 below its x1."""
+    objects = PEOPLE.copy()
+    objects[::4] = objects[::4][:, [2, 1, 0, 3]]
+    assert len(read_detections(saved(tmp_path / "a.npz", PEOPLE, objects), ACTIONS)) == 12
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.npz"])
@@ -246,6 +256,7 @@ def test_files_that_are_something_else(tmp_path):
         (pointer, "Git LFS pointer.*4711 bytes", (".json", ".pkl", ".npz")),
         (gzip.compress(b"[]"), "compressed file", (".json", ".pkl", ".npz")),
         (json.dumps([ENTRY]).encode("utf-16"), "UTF-16", (".json",)),
+        (json.dumps([ENTRY]).encode("utf-16-be"), "UTF-16", (".json",)),
         ((tmp_path / "text.npz").read_bytes(), "zip archive", (".json",)),
     ]
     for content, message, endings in cases:

@@ -74,6 +74,7 @@ ENTRY = ("annotation", 0)
         ([*ENTRY, "hoi"], ..., "a.jpg: hoi: .*the key is missing"),
         ([*ENTRY, "boxes_h"], [[1, 2, 30, 40]], "boxes_h: expected 2 entries"),
         ([*ENTRY, "boxes_o", 1], [1, 2, 3], r"a.jpg: boxes_o\[1\]: expected"),
+        ([*ENTRY, "hoi", 0], 3, r"a.jpg: hoi\[0\]: expected"),
         ([*ENTRY, "object", 0], 1, r"hoi\[0\]: expected the interaction of object 1 and"),
     ],
 )
@@ -240,6 +241,8 @@ def bad_box():
         ({"actions": [("ride", "bicicle")]}, r"list_action\(1\): expected"),
         ({"actions": []}, "list_action: expected"),
         ({"train": [image("a.jpg", [hoi(4)])]}, r"a.jpg: hoi\(1\).id: .*1 to 3, found 4"),
+        ({"train": [image("a.jpg", [hoi(1.5)])]}, "a.jpg: hoi.*id: expected"),
+        ({"train": [image("a.jpg", [hoi(1, connection=[1, 1, 1])])]}, "connection.*: expected"),
         ({"train": [image("a.jpg", [invisible(1)])]}, "file: expected"),
         ({"train": [*MAT_TRAIN, MAT_TRAIN[0]]}, r"bbox_train\(4\).filename: expected"),
         ({"train": bad_box()}, "a.jpg: hoi.*bboxhuman.*x1: expected .*found nan"),

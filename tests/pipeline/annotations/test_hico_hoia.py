@@ -63,6 +63,7 @@ def test_vcoco_files_count_verbs_from_0_and_have_verbs_without_object(read, chan
     [
         (["file_name"], ..., "entry 0: file_name: expected"),
         (["file_name"], "../a.jpg", "entry 0: file_name: .* below the images folder"),
+        (["file_name"], "/a.jpg", "entry 0: file_name: .* below the images folder"),
         (["annotations"], ..., "a.jpg: annotations: .*the key is missing"),
         (["annotations", 1], [1, 2], r"a.jpg: annotations\[1\]: expected"),
         (BOX, [1, 2, 3], r"annotations\[1\].bbox: expected .*found \[1, 2, 3\]"),
@@ -109,8 +110,10 @@ ISSUES = [
     (BOX, [-5, 40, 50, 70], EDGE, 2, 1),
     (BOX, [5, 40, 101, 70], EDGE, 2, 1),
     (BOX, [5, 40, 5, 70], AREA, 1, 0),
+    (BOX, [50, 40, 5, 70], AREA, 1, 0),
     (BOX, [200, 40, 300, 70], AREA, 1, 0),
     ([*LABEL, "object_id"], 2, RANGE, 2, 0),
+    ([*LABEL, "object_id"], -1, RANGE, 2, 0),
     ([*LABEL, "subject_id"], -2, RANGE, 2, 0),
     ([*LABEL, "category_id"], 1, "not an interaction of the vocabulary", 2, 0),
     ([*LABEL, "subject_id"], 1, "subject is not a person", 2, 0),
@@ -138,7 +141,7 @@ def test_issues_are_counted_by_kind(read, changed):
         for index, (path, value, *_) in enumerate(ISSUES)
     ]
     # The box beyond the image is clipped to nothing, so it counts as both.
-    assert sorted(read(*entries).issues.values()) == [1, 1, 1, 2, 2, 2, 3]
+    assert sorted(read(*entries).issues.values()) == [1, 1, 1, 3, 3, 3, 3]
 
 
 def test_without_size_only_negative_coordinates_are_clipped(read):

@@ -234,6 +234,7 @@ def test_read_actions(save_json):
         ([], "file: expected"),
         ([{**HOLD, "action_name": ""}], "entry 0: action_name: expected"),
         ([{**HOLD, "role_name": ["obj"]}], "hold: role_name: expected"),
+        ([{**HOLD, "role_name": ["agent", "obj", "obj"]}], "hold: role_name: expected"),
         ([{**HOLD, "image_id": [7, 9]}], "hold: ann_id: expected 2 entries"),
         ([{**HOLD, "label": [1, 0, 2]}], "hold: label: expected 0 or 1, found 2"),
         ([{**HOLD, "ann_id": [1, 2, 1]}], "hold: ann_id: expected"),

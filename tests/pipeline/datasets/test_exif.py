@@ -17,6 +17,27 @@ def person(box, size=None):
 
 
 @pytest.mark.parametrize(
+    ("annotation", "num_fit_stored", "num_fit_upright", "undeclared"),
+    [
+        (person([0, 0, 10, 20]), 0, 0, ()),
+        (person([0, 0, 55, 20]), 1, 0, ()),
+        (person([0, 0, 10, 55]), 0, 1, ("a.png",)),
+        (person([0, 0, 10, 20], SIZE), 1, 0, ()),
+        (person([0, 0, 10, 20], SIZE[::-1]), 0, 1, ()),
+        (person([0, 0, 10, 20], (99, 99)), 0, 0, ()),
+    ],
+)
+def test_statistics_of_transposed_images(annotation, num_fit_stored, num_fit_upright, undeclared):
+    headers = [ImageHeader(SIZE, 6), ImageHeader(SIZE, 3), InputError("unreadable")]
+    found = find_sideways_images([annotation] * 3, headers, person=0)
+    assert found.num_images == 1
+    assert (found.num_fit_stored, found.num_fit_upright) == (num_fit_stored, num_fit_upright)
+    assert found.undeclared == undeclared
+    width, height = annotation.boxes[0, 2:]
+    assert found.log_aspect_ratios == pytest.approx([np.log(height / width)])
+
+
+@pytest.mark.parametrize(
     ("box", "count", "stale"),
     [([0, 0, 10, 20], 10, True), ([0, 0, 10, 20], 9, False), ([0, 0, 20, 10], 50, False)],
 )

@@ -75,6 +75,12 @@ def test_declared_sizes_of_the_other_orientation_are_refused(turned, orientation
     sizes_of(right).raise_errors()
 
 
+def test_declared_sizes_confirm_the_orientation(turned):
+    found = sizes_of(turned([6, 8, 1], None, [SIZE[::-1], SIZE[::-1], SIZE]))
+    found.raise_errors(strict=True)
+    assert list(found.warnings()) == [] and found.unusable == {}
+
+
 def test_other_images_that_confirm_the_orientation_make_it_a_wrong_size(turned):
     found = sizes_of(turned([6, 6], None, [SIZE[::-1], SIZE]))
     assert list(found.size_mismatch) == ["001.png"] and not found.orientation_mismatch

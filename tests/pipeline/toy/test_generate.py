@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
@@ -57,7 +58,7 @@ def test_annotations_are_in_hoia_format(small_toy):
         assert (entry["width"], entry["height"]) == (128, 128)
         assert len(entry["annotations"]) == len(annotation.boxes)
         for box, found in zip(annotation.boxes, entry["annotations"], strict=True):
-            assert found["bbox"] == pytest.approx(box.tolist(), abs=1e-5)
+            assert np.float32(found["bbox"]).tolist() == box.tolist()
         for row, found in zip(annotation.hois, entry["hoi_annotation"], strict=True):
             assert (found["subject_id"], found["object_id"]) == (row[0], row[1])
             assert found["category_id"] == row[2] + 1

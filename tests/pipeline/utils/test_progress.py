@@ -45,6 +45,13 @@ def test_brief_work_prints_lines_only_if_it_takes_long(capsys, clock, seconds, n
     assert len(capsys.readouterr().err.splitlines()) == num_lines
 
 
+def test_quiet_progress_prints_nothing(capsys, clock):
+    with Progress(2, "reading", "images", quiet=True) as bar:
+        clock[0] = 20.0
+        bar.update()
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_bars_and_log_lines_between_progress(capsys, monkeypatch, terminal):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)

@@ -5,6 +5,7 @@ from evaluation.analysis.comparison import ComparisonEntry
 from evaluation.analysis.error_kinds import ERROR_TITLES, ErrorCounts
 from evaluation.report.charts.bars import (
     NUM_EXTREMES,
+    _describe_actions,
     action_bars,
     class_bars,
     error_bars,
@@ -38,6 +39,12 @@ def test_action_bars(counts, rows, entries, texts):
     assert "var(--distilled)" in chart.panels[0] and "var(--control)" in chart.panels[0]
     assert "Distilled 100.0, No distillation 3.4" in chart.alt
     assert chart.alt.count(";") == sum(counts) - 1
+
+
+def test_alt_describes_some_of_many_actions(rows, entries):
+    alt = _describe_actions("AP of every action", rows(3, 80), entries)
+    assert alt.startswith("AP of every action, some of 83: class 000 (unseen) Distilled")
+    assert alt.count(";") < 15
 
 
 def test_teacher_and_student(entries, texts):
@@ -75,6 +82,12 @@ def test_of_many_classes_the_extremes_are_named(counts, rows, entries, texts):
             assert [text for text in found if text.startswith(start)]
     # An outline instead of a bar for each class.
     assert sum(map(len, chart.panels)) < 250_000
+
+
+def test_alt_names_the_ends(rows, entries):
+    alt = class_bars(rows(2, 3), entries[0]).alt
+    assert "2 unseen interactions, mean 100.0, from class 000 (100.0) down to class 001" in alt
+    assert "3 seen interactions" in alt
 
 
 def test_error_bars(texts):
