@@ -1,5 +1,7 @@
 import logging
+import re
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -11,6 +13,9 @@ from pipeline.utils.logging import get_logger, log_to_stderr, only_errors, shows
 from pipeline.utils.progress import Progress
 
 LEVELS = ("debug", "info", "warning")
+ROOT = Path(__file__).parents[3]
+PACKAGES = ("pipeline", "teacher_cache", "student", "evaluation")
+HANDLERS = re.compile(r"basicConfig|addHandler|\.handlers\b")
 
 
 @click.command()
@@ -22,6 +27,12 @@ def command():
     with Progress(1, "working", "items") as progress:
         progress.update()
     click.echo("result")
+
+
+def test_imports_install_no_handlers():
+    sources = [path for name in PACKAGES for path in (ROOT / name).rglob("*.py")]
+    users = [path.name for path in sources if HANDLERS.search(path.read_text())]
+    assert users == ["logging.py"]
 
 
 def test_messages_go_to_stderr_and_results_to_stdout():
