@@ -2,6 +2,7 @@ from itertools import permutations
 
 import pytest
 import torch
+from training import make_targets
 
 from student.config import MatcherConfig
 from student.data.targets import Targets
@@ -11,20 +12,10 @@ NUM_VERBS, NUM_OBJECTS = 4, 3
 NO_DISTILLED_VERBS = torch.zeros(NUM_VERBS, dtype=torch.bool)
 
 
-def make_targets(boxes, seen, object_boxes=None):
+def targets_at(boxes, seen, object_boxes=None):
     boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
-    count = len(boxes)
-    hard = torch.zeros(count, NUM_VERBS, dtype=torch.bool)
-    hard[torch.tensor(seen, dtype=torch.bool), 0] = True
-    return Targets(
-        human_boxes=boxes,
-        object_boxes=boxes if object_boxes is None else torch.tensor(object_boxes),
-        object_labels=torch.zeros(count, dtype=torch.int64),
-        verb_labels=hard,
-        teacher_probs=torch.zeros(count, NUM_VERBS),
-        seen=torch.tensor(seen, dtype=torch.bool),
-        interactive=torch.ones(count, dtype=torch.bool),
-    )
+    things = boxes if object_boxes is None else torch.tensor(object_boxes)
+    return make_targets(seen, NUM_VERBS, human_boxes=boxes, object_boxes=things)
 
 
 def make_outputs(boxes, interactive=None, num_layers=1):
@@ -60,16 +51,10 @@ def at(x):
     return [x, 0.5, 0.1, 0.1]
 
 
-def test_without_pairs_nothing_is_matched():
-    matches = match(make_outputs([at(0.1), at(0.2)], num_layers=2), make_targets([], []))
-    assert len(matches.queries) == matches.num_last_layer == 0
-    assert matches.iou_mask.shape == (2, 1, 2, 0)
-
-
 def test_an_image_without_pairs_among_others():
     outputs = make_outputs([at(0.1), at(0.2)])
     both = {name: torch.cat([x, x], dim=1) for name, x in outputs.items()}
-    matches = match(both, make_targets([], []), make_targets([at(0.2)], [True]))
+    matches = match(both, targets_at([], []), targets_at([at(0.2)], [True]))
     assert pairs(matches, False, image=0) == [] and pairs(matches, False, image=1) == [[1, 0]]
     assert matches.num_last_layer == 1
 
@@ -80,27 +65,36 @@ def test_padding_takes_no_query_of_a_candidate():
     outputs["pred_object_logits"][..., 0, 0] = 3.0
     outputs["pred_object_logits"][..., 0, 1] = outputs["pred_object_logits"][..., 1, 1] = 1.0
     both = {name: torch.cat([x, x], dim=1) for name, x in outputs.items()}
-    candidate = make_targets([at(0.2)], [False])
+    candidate = targets_at([at(0.2)], [False])
     candidate.object_labels[:] = 1
-    others = make_targets([at(0.5), at(0.8), at(0.9)], [False] * 3)
+    others = targets_at([at(0.5), at(0.8), at(0.9)], [False] * 3)
     assert pairs(match(outputs, candidate), True) == [[0, 0]]
     assert pairs(match(both, candidate, others), True) == [[0, 0]]
 
 
-def test_candidates_are_matched_with_the_queries_left_by_seen_pairs():
-    outputs = make_outputs([at(0.2), at(0.5), at(0.8)])
-    targets = make_targets([at(0.21), at(0.2), at(0.79)], [True, False, False])
-    matches = match(outputs, targets)
-    assert pairs(matches, False) == [[0, 0]]
-    assert pairs(matches, True) == [[2, 2]]
-
-
-def test_more_seen_pairs_than_queries():
-    places = [0.1, 0.3, 0.5, 0.7]
-    matches = match(
-        make_outputs([at(0.7), at(0.1)]), make_targets([at(x) for x in places], [True] * 4)
-    )
-    assert pairs(matches, False) == [[0, 3], [1, 0]] and pairs(matches, True) == []
+@pytest.mark.parametrize(
+    ("queries", "places", "seen", "matched", "candidates"),
+    [
+        pytest.param([], [], [], [], [], id="nothing"),
+        pytest.param(
+            *([0.2, 0.5, 0.8], [0.21, 0.2, 0.79], [True, False, False], [[0, 0]], [[2, 2]]),
+            id="candidates take the queries that seen pairs leave",
+        ),
+        pytest.param(
+            *([0.7, 0.1], [0.1, 0.3, 0.5, 0.7], [True] * 4, [[0, 3], [1, 0]], []),
+            id="more seen pairs than queries",
+        ),
+        pytest.param(
+            *([0.20, 0.21], [0.21, 0.6], [False, False], [], [[1, 0]]),
+            id="query 0, without overlap with its pair 1, has some with pair 0",
+        ),
+    ],
+)
+def test_matches(queries, places, seen, matched, candidates):
+    outputs = make_outputs([at(x) for x in queries or (0.1, 0.2)])
+    matches = match(outputs, targets_at([at(x) for x in places], seen))
+    assert pairs(matches, False) == matched and pairs(matches, True) == candidates
+    assert matches.num_last_layer == len(matched) + len(candidates)
 
 
 @pytest.mark.parametrize(
@@ -118,21 +112,14 @@ def test_more_seen_pairs_than_queries():
 def test_thresholds_of_stage_two(config, kept):
     places = [0.1, 0.3, 0.5, 0.7]
     outputs = make_outputs([at(x + 0.01) for x in places], interactive=[2.0, 1.0, 3.0, -1.0])
-    matches = match(outputs, make_targets([at(x) for x in places], [False] * 4), **config)
+    matches = match(outputs, targets_at([at(x) for x in places], [False] * 4), **config)
     assert pairs(matches, True) == kept
-
-
-def test_the_iou_threshold_applies_to_the_matched_pair():
-    # Query 0 is assigned to pair 1 without overlap; its overlap with pair 0 does not count.
-    outputs = make_outputs([at(0.20), at(0.21)])
-    targets = make_targets([at(0.21), at(0.6)], [False, False])
-    assert pairs(match(outputs, targets), True) == [[1, 0]]
 
 
 def test_both_boxes_must_overlap():
     outputs = make_outputs([at(0.2)])
     outputs["pred_object_boxes"] += 0.3
-    matches = match(outputs, make_targets([at(0.2)], [False]))
+    matches = match(outputs, targets_at([at(0.2)], [False]))
     assert pairs(matches, True) == [] and not matches.iou_mask.any()
 
 
@@ -140,7 +127,7 @@ def test_a_pair_without_object_is_matched_by_the_human_alone():
     outputs = make_outputs([at(0.2), at(0.6)])
     outputs["pred_object_boxes"][0, 0, 0] = torch.tensor([0.9, 0.9, 0.1, 0.1])
     outputs["pred_object_boxes"][0, 0, 1] = torch.zeros(4)
-    targets = make_targets([at(0.3)], [True], object_boxes=[[0.0] * 4])
+    targets = targets_at([at(0.3)], [True], object_boxes=[[0.0] * 4])
     assert pairs(match(outputs, targets), False) == [[0, 0]]
 
 
@@ -151,7 +138,7 @@ def test_the_cost_of_one_pair_by_hand():
     outputs["pred_object_logits"] = torch.randn(1, 1, 1, NUM_OBJECTS + 1, generator=random)
     outputs["pred_verb_logits"] = torch.randn(1, 1, 1, NUM_VERBS, generator=random)
     outputs["pred_object_boxes"] = torch.tensor([0.4, 0.4, 0.2, 0.2]).view(1, 1, 1, 4)
-    targets = make_targets([[0.5, 0.6, 0.2, 0.2]], [True])
+    targets = targets_at([[0.5, 0.6, 0.2, 0.2]], [True])
     distilled = torch.tensor([False, False, False, True])
     matcher = TwoStageMatcher(MatcherConfig(), distilled)
     cost, _ = matcher._costs(outputs, Targets.collate([targets]))
@@ -169,7 +156,7 @@ def test_the_assignment_has_the_lowest_cost():
     random = torch.Generator().manual_seed(3)
     boxes = torch.rand(2, 4, 4, generator=random) / 3 + 0.3
     outputs = make_outputs(boxes[0].tolist())
-    targets = make_targets(boxes[1].tolist(), [True] * 4)
+    targets = targets_at(boxes[1].tolist(), [True] * 4)
     matcher = TwoStageMatcher(MatcherConfig(), NO_DISTILLED_VERBS)
     cost = matcher._costs(outputs, Targets.collate([targets]))[0][0, 0]
     found = sum(
@@ -185,7 +172,7 @@ def test_layers_are_matched_independently():
     outputs = make_outputs([at(0.2), at(0.8)], num_layers=2)
     for name in ("pred_human_boxes", "pred_object_boxes"):
         outputs[name][1] = outputs[name][1].flip(1)
-    matches = match(outputs, make_targets([at(0.2)], [True]))
+    matches = match(outputs, targets_at([at(0.2)], [True]))
     assert pairs(matches, False, layer=0) == [[0, 0]]
     assert pairs(matches, False, layer=1) == [[1, 0]]
     assert matches.num_last_layer == 1
@@ -194,13 +181,5 @@ def test_layers_are_matched_independently():
 def test_nan_costs_raise_no_error():
     outputs = make_outputs([at(0.2), at(0.8)])
     outputs["pred_human_boxes"][0, 0, 0] = torch.nan
-    matches = match(outputs, make_targets([at(0.2)], [True]))
+    matches = match(outputs, targets_at([at(0.2)], [True]))
     assert pairs(matches, False) == [[1, 0]]
-
-
-def test_one_transfer_for_all_layers(monkeypatch):
-    transfers = []
-    to_cpu = torch.Tensor.cpu
-    monkeypatch.setattr(torch.Tensor, "cpu", lambda x: transfers.append(x.shape) or to_cpu(x))
-    match(make_outputs([at(0.2), at(0.8)], num_layers=3), make_targets([at(0.2)], [True]))
-    assert len(transfers) == 1
