@@ -2,6 +2,7 @@
 
 import multiprocessing
 import socket
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torchvision
 from PIL import Image
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
+from training import logged
 
 from pipeline.boxes import union_boxes
 from pipeline.splits import load_split
@@ -23,6 +25,7 @@ from student.data.dataset import TrainingDataset
 from student.data.text_embeddings import init_text_head, text_head_options
 from student.data.transforms import build_augmentation
 from student.engine.run_inputs import RunConfig, RunInputs
+from student.engine.train_step import TrainStep
 from student.engine.trainer import Trainer
 from student.models.detector import HOIDetector
 from student.utils.distributed import Execution
@@ -447,6 +450,26 @@ def start_processes(start):
 
 
 @pytest.fixture
+def interrupt(monkeypatch):
+    """`with interrupt(step):` interrupts the training in the body before this step."""
+
+    @contextmanager
+    def make(number):
+        original = TrainStep.__call__
+
+        def step(self, *given):
+            if self.scheduler.last_epoch + 1 == number:
+                raise KeyboardInterrupt
+            return original(self, *given)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(TrainStep, "__call__", step)
+            yield
+
+    return make
+
+
+@pytest.fixture
 def student_command(dataset_root, cache_path):
     """`student_command(out, *more)`: a short training command."""
 
@@ -456,6 +479,27 @@ def student_command(dataset_root, cache_path):
         return ["student", *places, *short, "--log-every", 1, *more]
 
     return words
+
+
+@pytest.fixture
+def train_alone_and_together(start, start_processes, student_command, tmp_path):
+    """Trains in one process and in two: what each has logged, and the messages of the second."""
+
+    def train(*options):
+        options = ("--batch-size", 7, "--workers", 0, *options)
+        ends = [one() for one in start_processes(student_command(tmp_path / "together", *options))]
+        assert [code for code, _, _ in ends] == [0, 0], ends
+        assert "6 images" in ends[0][1] and ends[1][1] == "" and "training" not in ends[1][2]
+        code, _, err = start(student_command(tmp_path / "alone", *options))()
+        assert code == 0, err
+        alone, together = (logged(tmp_path / name) for name in ("alone", "together"))
+        assert [line["step"] for line in together] == [line["step"] for line in alone]
+        losses = pytest.approx(alone[0]["losses"], rel=1e-5, abs=1e-7)
+        assert together[0]["losses"] == losses
+        assert together[0]["grad_norm"] == pytest.approx(alone[0]["grad_norm"], rel=1e-4)
+        return alone, together, err
+
+    return train
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,5 @@
 """Training of a student with a text verb head."""
 
-import json
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
@@ -152,26 +149,6 @@ def test_embedding_loss_moves_matched_queries_towards_the_teacher(embeddings, ex
     assert (gradient.abs().sum(1) > 0).tolist() == moved
 
 
-@pytest.mark.slow
-def test_two_processes_train_the_same_student_as_one(
-    start, start_processes, student_command, text_cache, tmp_path
-):
-    def words(name):
-        short = ("--batch-size", 7, "--epochs", 1, "--workers", 0, "--verb-head", "text")
-        return [*student_command(tmp_path / name, *short), "--cache", text_cache]
-
-    ends = [one() for one in start_processes(words("distributed"))]
-    assert [code for code, _, _ in ends] == [0, 0], ends
-    assert start(words("single"))()[0] == 0
-    expected, found = (
-        json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0])
-        for name in ("single", "distributed")
-    )
-    for name, value in expected["losses"].items():
-        assert found["losses"][name] == pytest.approx(value, rel=1e-5, abs=1e-7), name
-    assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
-
-
 def load_into_text_head(build, inputs, pretrained, recipe, path):
     """A new student for the inputs, and the report of loading pretrained weights into it."""
     vocabulary, weights = inputs.images.vocabulary, pretrained.state_dict()
@@ -213,13 +190,3 @@ def test_pretrained_text_head_student(build, make_inputs, tmp_path, same_clip):
     assert ("verb_head.margin" in unused) == (not same_clip)
     if not same_clip:
         assert report.unused["verb_head.margin"] == "trained with another CLIP's text embeddings"
-
-
-@pytest.mark.slow
-def test_compiled_training_step(make_train_step, monkeypatch):
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    plain, batch = make_train_step()
-    compiled, _ = make_train_step(compiled=True)
-    expected = plain(batch)
-    for name, value in compiled(batch).items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-4)

@@ -6,19 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from training import assert_equal_weights, logged
 
 from evaluation.results import read_results
 from pipeline.datasets.dataset import open_dataset
 from pipeline.splits import load_split
 from pipeline.toy.generate import write_toy
 from pipeline.utils.errors import InputError
+from pipeline.utils.files import read_json
 from student.data.dataset_part import describe_extra_dataset, parse_extra_data
 from student.engine.evaluate import evaluate_checkpoint
 from student.engine.run import run_student
 from student.engine.run_inputs import build_inputs
-from student.engine.train_step import TrainStep
 from student.utils.distributed import SINGLE_PROCESS
-from student.weights.checkpoint_file import load_checkpoint
 
 OPTIONS = {"epochs": 2, "extra_ratio": 0.5}
 UNLABELLED_DATASET = 'name = "pictures"\nvocabulary = "toy"\n[train]\nimages = "images"\n'
@@ -70,32 +70,19 @@ def open_extra(configure_run, tmp_path):
     return make
 
 
-@pytest.mark.parametrize(
-    ("text", "data", "cache"),
-    [("a:b", "a", "b"), ("/x/a:1:/y/b", "/x/a:1", "/y/b"), ("a::b", "a:", "b")],
-)
-def test_parse_extra_data_splits_at_the_last_colon(text, data, cache):
-    assert parse_extra_data(text) == (Path(data), Path(cache))
-
-
-@pytest.mark.parametrize("text", ["", "a", "a:", ":b", ":"])
-def test_parse_extra_data_rejects_incomplete_values(text):
-    with pytest.raises(
-        InputError, match=f"--extra-data: expected DATASET:CACHE, found {text or 'noth'}"
-    ):
-        parse_extra_data(text)
+def test_parse_extra_data_splits_at_the_last_colon():
+    assert parse_extra_data("/x/a:1:/y/b") == (Path("/x/a:1"), Path("/y/b"))
+    for text in ("", "a", "a:", ":b", ":"):
+        message = f"--extra-data: expected DATASET:CACHE, found {text or 'noth'}"
+        with pytest.raises(InputError, match=message):
+            parse_extra_data(text)
 
 
 def test_unlabelled_images_have_only_teacher_targets(open_extra, sources, vocabulary):
     (extra,) = open_extra(sources["none"]).extra
     distilled = load_split(vocabulary, "ua").distilled_verbs
-    assert len(extra) == 11 and describe_extra_dataset(extra) == {
-        "name": "pictures",
-        "cache": extra.cache.fingerprint,
-        "images": 11,
-        "labelled": 0,
-        "protocol": "detector",
-    }
+    assert len(extra) == describe_extra_dataset(extra)["images"] == 11
+    assert describe_extra_dataset(extra)["labelled"] == 0
     pairs = 0
     for index in range(len(extra)):
         sample, outputs = extra[0, index], extra.cache[extra.records[index].id]
@@ -157,7 +144,7 @@ def finished(configure_run, sources, tmp_path_factory):
 
 def test_a_run_records_its_extra_datasets(finished, tmp_path):
     config, results = finished
-    lines = [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]
+    lines = logged(config.out)
     # The main dataset has 16 images, of which every step has 4.
     assert len(lines) == 8
     for line in lines:
@@ -169,63 +156,40 @@ def test_a_run_records_its_extra_datasets(finished, tmp_path):
             total = sum(one["losses"][name] for one in by_dataset.values())
             assert total == pytest.approx(line["losses"][name], rel=1e-4, abs=1e-6), name
         assert not any("/" in name for name in line["losses"])
-    plan = json.loads((config.out / "config.json").read_text())
+    plan = read_json(config.out / "config.json")
     assert [one["name"] for one in plan["extra_data"]] == ["pictures", "toy-2"]
     read = read_results(config.out / "results.json")
     assert list(read.sources) == plan["extra_data"] == list(results.sources) and read.shots == 1
     assert read.unseen == load_split(open_dataset(config.data).vocabulary, "ua").unseen
-    shots = json.loads((config.out / "shots.json").read_text())
-    names = [one["interaction"] for one in shots]
+    names = [one["interaction"] for one in read_json(config.out / "shots.json")]
     assert names and len(set(names)) == len(names)
     again = evaluate_checkpoint(config.out, config.data, None, tmp_path, "cpu", 0, False)
     assert (again.sources, again.shots) == (results.sources, 1)
 
 
-def test_a_resumed_run_with_extra_datasets_has_the_same_weights(finished, tmp_path, monkeypatch):
+def test_a_resumed_run_with_extra_datasets_has_the_same_weights(finished, tmp_path, interrupt):
     config, _ = finished
     stopped = replace(config, out=tmp_path / "stopped")
-    train_step = TrainStep.__call__
-
-    def interrupted(self, *arguments):
-        if self.scheduler.last_epoch == 5:
-            raise KeyboardInterrupt
-        return train_step(self, *arguments)
-
-    monkeypatch.setattr(TrainStep, "__call__", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupt(6):
         run_student(stopped)
-    monkeypatch.setattr(TrainStep, "__call__", train_step)
     # A run with other extra datasets does not resume it.
     with pytest.raises(InputError, match="extra"):
         run_student(replace(stopped, extra_data=stopped.extra_data[:1]))
     run_student(stopped)
-    resumed, whole = (load_checkpoint(one.out / "checkpoint.pt") for one in (stopped, config))
-    for name, value in whole.weights.items():
-        assert torch.equal(resumed.weights[name], value), name
+    assert_equal_weights(stopped.out, config.out)
 
 
 @pytest.mark.slow
-def test_two_processes_mix_datasets_as_one_does(
-    start, start_processes, student_command, sources, tmp_path
-):
+def test_two_processes_mix_datasets_as_one_does(train_alone_and_together, sources, tmp_path):
     config = tmp_path / "options.toml"
     config.write_text(f"extra_data = {json.dumps([*sources.values()])}\nextra_ratio = 0.6\n")
-    options = ("--config", config, "--batch-size", 7, "--epochs", 1, "--workers", 0)
-    single, distributed = tmp_path / "single", tmp_path / "distributed"
-    ends = [one() for one in start_processes(student_command(distributed, *options))]
-    assert [code for code, _, _ in ends] == [0, 0], ends
-    code, _, err = start(student_command(single, *options))()
-    assert code == 0 and "images per step: 3 of the dataset, 4 of extra datasets" in err, err
-    single_log, distributed_log = (
-        [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        for run in (single, distributed)
-    )
-    assert len(single_log) == len(distributed_log) == 5
-    for expected, found in zip(single_log, distributed_log, strict=True):
+    alone, together, err = train_alone_and_together("--config", config, "--epochs", 1)
+    assert "images per step: 3 of the dataset, 4 of extra datasets" in err
+    assert len(alone) == len(together) == 5
+    for expected, found in zip(alone, together, strict=True):
         for name, dataset in expected["sources"].items():
             assert found["sources"][name]["images"] == dataset["images"]
-            # In later steps the weights differ by rounding.
-            if expected["step"] == 1:
-                assert found["sources"][name]["losses"] == pytest.approx(
-                    dataset["losses"], rel=1e-3, abs=1e-5
-                ), name
+    # In later steps the weights differ by rounding.
+    for name, dataset in alone[0]["sources"].items():
+        losses = pytest.approx(dataset["losses"], rel=1e-3, abs=1e-5)
+        assert together[0]["sources"][name]["losses"] == losses

@@ -160,11 +160,8 @@ def test_sampler_resumes_at_any_step(step, options):
 )
 def test_split_batch_size(batch, main, extra, ratio, expected):
     assert split_batch_size(batch, main, extra, ratio) == expected
-
-
-def test_a_batch_of_one_image_cannot_be_split():
     with pytest.raises(InputError, match=r"batch_size: expected at least 2 .* found 1"):
-        split_batch_size(1, 10, 10, None)
+        split_batch_size(1, main, extra, ratio)
 
 
 @pytest.mark.parametrize("last_batch", LAST_BATCHES)

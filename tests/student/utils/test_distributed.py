@@ -1,6 +1,5 @@
 """Distributed training and prediction with two processes on one machine, through gloo."""
 
-import json
 import logging
 import os
 import shutil
@@ -14,18 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from training import assert_equal_weights, read_lines
 
 from pipeline.datasets.dataset import open_dataset
 from pipeline.utils.errors import InputError
+from pipeline.utils.files import read_json, write_json
 from student.utils.distributed import SINGLE_PROCESS, init_distributed, local_device
 from student.utils.preemption import EXIT_REQUEUE
 from student.weights.checkpoint_file import load_checkpoint
-
-BATCH = ("--batch-size", 7, "--epochs", 2, "--workers", 0)
-
-
-def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_collectives_of_a_single_process(messages):
@@ -267,50 +262,38 @@ def different_sizes(dataset_root, make_teacher_outputs, write_cache, vocabulary,
             image.crop((0, 0, *size)).save(file, quality=95)
             sizes[file.name] = {"width": size[0], "height": size[1]}
     labels = root / "annotations/trainval_hico.json"
-    entries = json.loads(labels.read_text())
-    labels.write_text(json.dumps([{**one, **sizes[one["file_name"]]} for one in entries]))
+    write_json(labels, [{**one, **sizes[one["file_name"]]} for one in read_json(labels)])
     annotations = open_dataset(root).load("train")
     outputs = {one.image_id: make_teacher_outputs(one) for one in annotations.annotations}
     cache = write_cache(tmp_path / "cache", vocabulary, annotations.digest, outputs)
     return "--data", root, "--cache", cache
 
 
-@pytest.mark.parametrize("parts", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        pytest.param(("--accumulation", 4), marks=pytest.mark.slow),
+        pytest.param(("--verb-head", "text"), marks=pytest.mark.slow),
+    ],
+)
 def test_two_processes_train_as_one(
-    start, start_processes, student_command, different_sizes, tmp_path, parts
+    train_alone_and_together, different_sizes, text_cache, tmp_path, options
 ):
-    alone, together = tmp_path / "alone", tmp_path / "together"
-    options = (*different_sizes, *BATCH)
-    ends = [
-        one()
-        for one in start_processes(student_command(together, *options, "--accumulation", parts))
-    ]
-    assert [code for code, _, _ in ends] == [0, 0], ends
-    assert start(student_command(alone, *options))()[0] == 0
-    assert "6 images" in ends[0][1] and ends[1][1] == "" and "training" not in ends[1][2]
-
-    mine, theirs = (lines(folder / "metrics.jsonl") for folder in (alone, together))
-    assert [line["step"] for line in theirs] == [1, 2, 3, 4]
-    assert mine[0]["losses"].keys() == theirs[0]["losses"].keys()
-    for name, value in mine[0]["losses"].items():
-        assert theirs[0]["losses"][name] == pytest.approx(value, rel=1e-5, abs=1e-7), name
-    assert theirs[0]["grad_norm"] == pytest.approx(mine[0]["grad_norm"], rel=1e-4)
+    data = ("--cache", text_cache) if "text" in options else different_sizes
+    mine, theirs, _ = train_alone_and_together(*data, *options, "--epochs", 2)
     assert theirs[1]["loss"] == pytest.approx(mine[1]["loss"], rel=1e-3)
-
+    alone, together = tmp_path / "alone", tmp_path / "together"
     # Seven images a step: four for one process, three for the other, none for both.
-    logs = [lines(together / f"logs/rank-{rank}.jsonl") for rank in range(2)]
+    logs = [read_lines(together / f"logs/rank-{rank}.jsonl") for rank in range(2)]
     for own, other, both in zip(*logs, theirs, strict=True):
         assert (len(own["image_ids"]), len(other["image_ids"])) == (4, 3)
         assert not set(own["image_ids"]) & set(other["image_ids"])
         assert both["loss"] == pytest.approx((own["loss"] + other["loss"]) / 2)
     assert not (alone / "logs").exists()
-
-    found, expected = (
-        json.loads((folder / "predictions.json").read_text()) for folder in (together, alone)
-    )
+    found, expected = (read_json(folder / "predictions.json") for folder in (together, alone))
     assert [one["file_name"] for one in found] == [one["file_name"] for one in expected]
-    results = json.loads((together / "results.json").read_text())
-    assert results["num_images"] == len(found) == 6
+    assert len(found) == 6
 
 
 # Code to run before the command in both processes: calls `happen` in the second step of the second
@@ -348,9 +331,7 @@ def test_a_signal_to_one_process_ends_both_after_saving(start_processes, student
     assert "saved at step 2 of 4" in ends[0][2] and "Traceback" not in ends[1][2]
     ends = [one() for one in start_processes(stopped)]
     assert [code for code, _, _ in ends] == [0, 0] and "resuming at step 2 of 4" in ends[0][2]
-    states = [load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("whole", "stopped")]
-    for name, value in states[0].weights.items():
-        assert torch.equal(value, states[1].weights[name]), name
+    assert_equal_weights(tmp_path / "stopped", tmp_path / "whole")
 
 
 def test_a_non_finite_loss_of_one_process_ends_both(start_processes, student_command, tmp_path):
