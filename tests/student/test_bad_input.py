@@ -3,12 +3,12 @@
 import json
 import re
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from commands import run_command
 from PIL import Image
 
 from pipeline.utils.weights import read_checkpoint
@@ -27,26 +27,23 @@ def folder(dataset_root, cache_path, tmp_path):
 
 
 @pytest.fixture
-def refused(folder, toy_checkpoint, monkeypatch, capsys):
-    """`refused(part, left=)` runs the command that reads this part, returns its error line and
-    checks which files it left."""
+def refused(folder, toy_checkpoint):
+    """`refused(part)` runs the command that reads this part of the dataset, checks that it leaves
+    nothing, and returns its error line."""
 
-    def call(part, left=frozenset()):
-        commands = {
+    def call(part, checkpoint=toy_checkpoint, main=main, more=()):
+        words = {
             "train": ["student", "--cache", folder / "cache", "--split", "ua", "--preset", "toy"],
-            "test": ["evaluate", toy_checkpoint],
+            "test": ["evaluate", checkpoint],
+            "predict": [checkpoint],
         }
-        arguments = [*commands[part], "--data", folder / "data", "--out", folder / "out"]
-        monkeypatch.setattr(sys, "argv", ["eoid-train", *map(str, arguments), "--device", "cpu"])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        err = capsys.readouterr().err
+        places = ["--data", folder / "data", "--out", folder / "out", "--device", "cpu"]
+        done = run_command(main, "eoid", *words[part], *places, *more)
         # Messages of the log and progress may precede the error.
-        lines = err.splitlines()
-        assert ended.value.code == 2 and "Traceback" not in err, err
-        assert [line.startswith("eoid-train: ") for line in lines].count(True) == 1, err
-        assert lines[-1].startswith("eoid-train: "), err
-        assert {path.name for path in folder.glob("out/*")} == left
+        lines = done.stderr.splitlines()
+        assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+        assert [line.startswith("eoid") for line in lines].count(True) == 1, done.stderr
+        assert lines[-1].startswith("eoid") and not list(folder.glob("out/*")), done.stderr
         return lines[-1]
 
     return call
@@ -56,7 +53,7 @@ def every(edit, rows=slice(None)):
     """Damages entries of an annotation file."""
 
     def damage(root, part):
-        file = root / "annotations" / FILES[part]
+        file = annotations_of(root, part)
         entries = json.loads(file.read_text())
         for entry in entries[rows]:
             edit(entry)
@@ -72,20 +69,12 @@ def images(root, part):
     return root / "images" / f"{part}2015"
 
 
-def no_folder(root, part):
-    shutil.rmtree(root)
+def annotations_of(root, part):
+    return root / "annotations" / FILES[part]
 
 
 def no_image(root, part):
     sorted(images(root, part).iterdir())[2].unlink()
-
-
-def no_images(root, part):
-    shutil.rmtree(images(root, part))
-
-
-def no_annotations(root, part):
-    (root / "annotations" / FILES[part]).unlink()
 
 
 def swap(entry):
@@ -109,7 +98,7 @@ def smaller(root, part):
 
 
 def half_annotations(root, part):
-    file = root / "annotations" / FILES[part]
+    file = annotations_of(root, part)
     file.write_text(file.read_text()[:400])
 
 
@@ -117,10 +106,10 @@ def half_annotations(root, part):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (no_folder, "data: no such dataset folder"),
-        (no_images, "{part}2015: no such folder of images"),
+        (lambda root, _: shutil.rmtree(root), "data: no such dataset folder"),
+        (lambda *data: shutil.rmtree(images(*data)), "{part}2015: no such folder of images"),
         (no_image, "toy_{part}_00000003.jpg: no such image"),
-        (no_annotations, "{file}: no such file"),
+        (lambda *data: annotations_of(*data).unlink(), "{file}: no such file"),
         (half_annotations, "{file}: line "),
         (bad_box, "toy_{part}_00000002.jpg: annotations[0].bbox: expected four"),
         (every(lambda entry: entry.update(hoi_annotation=[])), "labelled interactions, found none"),
@@ -146,10 +135,6 @@ def test_a_truncated_image(folder, refused, part):
     assert f"{image}: expected a whole image" in refused(part)
 
 
-def unfinished(cache):
-    (cache / "manifest.json").rename(cache / "build.json")
-
-
 def later_format(cache):
     file = cache / "manifest.json"
     file.write_text(file.read_text().replace('"format_version": 1', '"format_version": 2'))
@@ -159,9 +144,13 @@ def later_format(cache):
     ("damage", "message"),
     [
         (shutil.rmtree, "cache: expected a cache folder with manifest.json, found none"),
-        (unfinished, "cache: the cache is unfinished (no manifest.json)"),
+        (
+            lambda cache: (cache / "manifest.json").rename(cache / "build.json"),
+            "cache: the cache is unfinished (no manifest.json)",
+        ),
         (later_format, "manifest.json: format_version: expected 1, found 2"),
         (lambda cache: (cache / "manifest.json").write_text("{"), "line 1: expected JSON"),
+        (lambda cache: (cache / "shards/00000.h5").unlink(), "00000.h5: expected a complete shard"),
     ],
 )
 def test_a_bad_cache(folder, refused, damage, message):
@@ -169,13 +158,10 @@ def test_a_bad_cache(folder, refused, damage, message):
     assert message in refused("train")
 
 
-def test_a_cache_of_another_vocabulary(
-    folder, refused, write_cache, annotations, make_teacher_outputs, vocabulary
-):
+def test_a_cache_of_another_vocabulary(folder, refused, make_cache, annotations, vocabulary):
     other = replace(vocabulary, verbs=("mount", *vocabulary.verbs[1:]))
-    outputs = {one.image_id: make_teacher_outputs(one) for one in annotations.annotations}
     shutil.rmtree(folder / "cache")
-    write_cache(folder / "cache", other, annotations.digest, outputs)
+    make_cache(folder / "cache", annotations, other)
     line = refused("train")
     assert "the cache does not fit this dataset: vocabulary: " in line
     assert other.digest()[:12] in line and vocabulary.digest()[:12] in line
@@ -187,30 +173,16 @@ def test_a_cache_of_other_annotations(folder, refused):
     assert "the cache does not fit this dataset: annotations: " in refused("train")
 
 
-@pytest.fixture
-def nan_file(toy_checkpoint, tmp_path):
-    """A checkpoint with one NaN in the proposal head."""
+@pytest.mark.parametrize("part", ["train", "test", "predict"])
+def test_non_finite_weights(refused, toy_checkpoint, tmp_path, part):
+    """One NaN in the proposal head."""
+    file = tmp_path / "nan.pt"
     content = read_checkpoint(toy_checkpoint / "checkpoint.pt")
     content["model"]["query_source.head.boxes.0.weight"].flatten()[5] = torch.nan
-    torch.save(content, tmp_path / "nan.pt")
-    return tmp_path / "nan.pt"
-
-
-@pytest.mark.parametrize("command", ["--pretrained", "evaluate", "predict"])
-def test_non_finite_weights(nan_file, folder, command, monkeypatch, capsys):
-    data = ("--data", folder / "data", "--out", folder / "out")
-    student = ("student", *data, "--cache", folder / "cache", "--split", "ua", "--preset", "toy")
-    arguments, run = {
-        "--pretrained": ((*student, "--pretrained", nan_file), main),
-        "evaluate": (("evaluate", nan_file, *data), main),
-        "predict": ((nan_file, *data), predict_main),
-    }[command]
-    monkeypatch.setattr(sys, "argv", ["eoid", *map(str, arguments), "--device", "cpu"])
-    with pytest.raises(SystemExit) as ended:
-        run()
-    line = capsys.readouterr().err.splitlines()[-1]
-    assert ended.value.code == 2 and line.startswith("eoid") and not (folder / "out").exists()
-    assert f"{nan_file}: query_source.head.boxes.0.weight: " in line and "1 of " in line
+    torch.save(content, file)
+    more = ("--pretrained", file) if part == "train" else ()
+    line = refused(part, file, predict_main if part == "predict" else main, more)
+    assert f"{file}: query_source.head.boxes.0.weight: " in line and "1 of " in line
 
 
 def test_a_diverging_run_with_proposal_queries(start, student_command, tmp_path):

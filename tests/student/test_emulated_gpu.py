@@ -1,6 +1,5 @@
 """Training and inference on an emulated GPU."""
 
-import json
 import math
 import shutil
 from dataclasses import replace
@@ -8,23 +7,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from training import assert_equal_weights, logged
 
 from pipeline.utils.errors import InputError
 from student.config import get_preset
 from student.data.dataset import collate
 from student.engine.evaluate import evaluate_checkpoint
-from student.engine.metrics_log import METRICS
 from student.engine.run import run_student
 from student.engine.train_step import TrainStep
 from student.inference.detector import Detector
 from student.models.detector import HOIDetector
-from student.weights.checkpoint_file import load_checkpoint
 
 GPU = torch.device("cuda", 0)
-
-
-def logged(run):
-    return [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
 
 
 @pytest.mark.parametrize("queries", ["proposals", "learned"])
@@ -55,21 +49,18 @@ def config(configure_run, dataset_root, text_cache, tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_run_on_the_second_gpu_resumes_and_is_evaluated(
-    monkeypatch, config, tmp_path, emulate_cuda
+    monkeypatch, interrupt, config, tmp_path, emulate_cuda
 ):
     stopped = replace(config, out=tmp_path / "stopped")
-    whole, currents = TrainStep.__call__, []
+    losses, currents = TrainStep.losses, []
 
-    def step(self, *given):
-        """Records the current GPU, and interrupts the run in its second epoch."""
+    def record(self, *given):
         currents.append(torch.cuda.current_device())
-        if len(currents) == 4:
-            raise KeyboardInterrupt
-        return whole(self, *given)
+        return losses(self, *given)
 
+    monkeypatch.setattr(TrainStep, "losses", record)
     with emulate_cuda(devices=2):
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(TrainStep, "__call__", step)
+        with interrupt(4):
             run_student(stopped)
         # Later the held-out images are predicted where the emulated tensors are, on the first.
         assert currents[0] == 1
@@ -78,9 +69,7 @@ def test_a_run_on_the_second_gpu_resumes_and_is_evaluated(
         evaluate_checkpoint(config.out, config.data, None, tmp_path / "out", "cuda:1", 0, False)
     predictions = [folder / "predictions.json" for folder in (config.out, tmp_path / "out")]
     assert predictions[0].read_bytes() == predictions[1].read_bytes()
-    states = [load_checkpoint(one / "checkpoint.pt") for one in (config.out, stopped.out)]
-    for name, value in states[0].weights.items():
-        assert torch.equal(value, states[1].weights[name]), name
+    assert_equal_weights(stopped.out, config.out)
     assert all(math.isfinite(line["loss"]) for line in logged(config.out))
 
 
@@ -105,23 +94,16 @@ def raise_out_of_memory(*_):
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has\n")
 
 
-def test_out_of_memory_error_in_training(monkeypatch, make_trainer, emulated_gpu):
+def test_out_of_memory_errors(monkeypatch, make_trainer, toy_checkpoint, write_image, emulated_gpu):
     trainer = make_trainer("run", accumulation=2, device=GPU)
-    monkeypatch.setattr(HOIDetector, "forward", raise_out_of_memory)
-    with pytest.raises(InputError) as caught:
-        trainer.go()
-    message = str(caught.value)
-    assert "batch size 4" in message and "128 x 128" in message and "accumulation 2" in message
-    assert "2.00 GiB" in message and "\n" not in message
-
-
-def test_out_of_memory_error_in_prediction(monkeypatch, toy_checkpoint, write_image, emulated_gpu):
     detector = Detector.open(toy_checkpoint, "cuda")
     pictures = [str(write_image(f"{n}.png", (128, 128), n)) for n in range(3)]
     monkeypatch.setattr(HOIDetector, "forward", raise_out_of_memory)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match=r"batch size 4.*128 x 128.*accumulation 2") as caught:
+        trainer.go()
+    assert "2.00 GiB" in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(InputError, match=r"batch size 3.*128 x 128"):
         detector(pictures)
-    assert "batch size 3" in str(caught.value) and "128 x 128" in str(caught.value)
 
 
 SMALL = {"backbone": "resnet18", "hidden_dim": 32, "feedforward_dim": 48, "num_encoder_layers": 1}

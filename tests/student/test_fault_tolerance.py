@@ -1,10 +1,10 @@
 """Runs that are killed, or whose disk is full, can be resumed with the same result."""
 
-import json
 import signal
 
 import pytest
 import torch
+from training import TIMING, assert_equal_weights, logged
 
 from student.weights.checkpoint_file import load_checkpoint
 
@@ -12,7 +12,6 @@ pytestmark = pytest.mark.slow
 
 OPTIONS = ("--batch-size", 4, "--epochs", 2, "--dropout", 0.1, "--ema", 0.9, "--accumulation", 2)
 EVERY_STEP = ("--checkpoint-minutes", 0)
-TIMING = {"images_per_second", "data_wait_share", "memory_gb"}
 
 # Code to run before the command: `at(number, module, name, act)` wraps a function so that its call
 # with this number ends the process with SIGKILL before, after or during the call.
@@ -47,21 +46,13 @@ MOMENTS = {
 
 
 def lines(run):
-    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: one[name] for name in one.keys() - TIMING} for one in found]
+    return [{name: one[name] for name in one.keys() - TIMING} for one in logged(run)]
 
 
-@pytest.fixture
-def whole(start, student_command, tmp_path):
-    """An uninterrupted run."""
-    run = tmp_path / "whole"
-    code, _, err = start(student_command(run, *OPTIONS, "--workers", 1))()
+def test_a_repeatedly_killed_run_gives_the_same_bits(start, student_command, tmp_path):
+    run, whole = tmp_path / "killed", tmp_path / "whole"
+    code, _, err = start(student_command(whole, *OPTIONS, "--workers", 1))()
     assert code == 0, err
-    return run
-
-
-def test_a_repeatedly_killed_run_gives_the_same_bits(start, student_command, whole, tmp_path):
-    run = tmp_path / "killed"
     arguments = student_command(run, *OPTIONS, *EVERY_STEP, "--workers", 2)
     steps = []
     for moment, code in MOMENTS.items():
@@ -74,9 +65,8 @@ def test_a_repeatedly_killed_run_gives_the_same_bits(start, student_command, who
     code, _, err = start(arguments)()
     assert code == 0 and f"resuming at step {steps[-1]} of 8" in err, err
     assert lines(run) == lines(whole)
+    assert_equal_weights(run, whole)
     mine, theirs = (load_checkpoint(folder / "checkpoint.pt") for folder in (run, whole))
-    for name, value in theirs.weights.items():
-        assert torch.equal(mine.weights[name], value), name
     for name, value in theirs.state["model"].items():
         assert torch.equal(mine.state["model"][name], value), name
     states = [one.state["generators"][0]["torch"] for one in (mine, theirs)]

@@ -10,22 +10,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from training import logged
 
 from pipeline.utils.devices import configure_device
 from student.engine.evaluate import evaluate_checkpoint
-from student.engine.metrics_log import METRICS
 from student.engine.run import run_student
-from student.engine.train_step import TrainStep
 from student.inference.detector import Detector
 from student.weights.checkpoint_file import load_checkpoint
 
 pytestmark = pytest.mark.gpu
 # Tolerances: matrix products are summed in another order, in all layers and backwards.
 LOSSES = {"rel": 1e-3, "abs": 1e-4}
-
-
-def logged(run):
-    return [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
 
 
 @pytest.fixture
@@ -46,17 +41,9 @@ def test_losses_and_gradients_equal_those_on_a_cpu(make_trainer, tmp_path, gpu, 
 
 
 @pytest.mark.parametrize("precision", ["float32", "auto"])
-def test_a_run_is_resumed_and_evaluated(monkeypatch, config, tmp_path, gpu, precision):
+def test_a_run_is_resumed_and_evaluated(interrupt, config, tmp_path, gpu, precision):
     config = replace(config, options={**config.options, "precision": precision})
-    whole = TrainStep.__call__
-
-    def stopped(self, *given):
-        if self.scheduler.last_epoch == 3:
-            raise KeyboardInterrupt
-        return whole(self, *given)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(TrainStep, "__call__", stopped)
+    with interrupt(4):
         run_student(config)
     assert load_checkpoint(config.out / "checkpoint.pt").state["step"] == 2
     results = run_student(config)
@@ -107,17 +94,9 @@ def test_the_second_gpu(config, two_gpus):
     assert all(math.isfinite(line["loss"]) for line in logged(config.out))
 
 
-def test_two_processes_have_the_losses_of_one(
-    start, start_processes, student_command, tmp_path, two_gpus
-):
-    options = ("--batch-size", 8, "--epochs", 1, "--workers", 1, "--device", "cuda")
-    options += ("--dropout", 0.0)
-    single, distributed = tmp_path / "single", tmp_path / "distributed"
-    ends = [one() for one in start_processes(student_command(distributed, *options))]
-    assert [code for code, _, _ in ends] == [0, 0], ends
-    assert start(student_command(single, *options))()[0] == 0
-    expected, found = (logged(folder)[0] for folder in (single, distributed))
-    assert found["losses"] == pytest.approx(expected["losses"], **LOSSES)
+def test_two_processes_have_the_losses_of_one(train_alone_and_together, two_gpus):
+    options = ("--epochs", 1, "--workers", 1, "--device", "cuda", "--dropout", 0.0)
+    train_alone_and_together(*options, tolerance=LOSSES)
 
 
 def test_step_times(gpu):

@@ -10,7 +10,6 @@ from commands import run_command
 from PIL import Image
 
 from pipeline.datasets.dataset import open_dataset
-from pipeline.types import Annotation
 from pipeline.utils.files import read_json, read_toml, write_json
 from pipeline.vocabulary import load_vocabulary
 from student.cli import main, train
@@ -41,7 +40,7 @@ def hoia_file(vocabulary, names):
 
 
 @pytest.fixture(scope="module")
-def make_folder(tmp_path_factory, write_cache, detr_state):
+def make_folder(tmp_path_factory, make_cache, detr_state):
     """`make_folder(vocabulary name)`: a folder with dataset, cache and DETR's weights."""
 
     def make(name):
@@ -59,9 +58,8 @@ def make_folder(tmp_path_factory, write_cache, detr_state):
             lines += [f"[{part}]", f'images = "{part}"', f'annotations = "{part}.json"']
         (data / "dataset.toml").write_text("\n".join(lines) + "\n")
         loaded = open_dataset(data).load("train")
-        outputs = {item.image_id: teacher_outputs(item, vocabulary) for item in loaded.annotations}
         folder = root / ("hico-cache" if name == "hico-det" else "vcoco-cache")
-        write_cache(folder, vocabulary, loaded.digest, outputs, candidates="detector")
+        make_cache(folder, loaded, vocabulary, candidates="detector")
         # Standard normal weights, scaled so that the losses of the first steps are finite.
         state = {
             key: 0.1 * value if value.ndim > 1 else value for key, value in detr_state().items()
@@ -71,26 +69,6 @@ def make_folder(tmp_path_factory, write_cache, detr_state):
         return root
 
     return make
-
-
-def teacher_outputs(annotation: Annotation, vocabulary):
-    from pipeline.boxes import union_boxes
-    from pipeline.types import Pairs
-    from teacher_cache.reader.format import TeacherOutputs
-
-    humans, things = annotation.boxes[[0, 2]], annotation.boxes[[1, 3]]
-    labels = annotation.labels[[1, 3]]
-    valid = vocabulary.valid[:, labels].T.astype(np.float32)
-    if vocabulary.no_interaction is not None:
-        valid[:, vocabulary.no_interaction] = 0
-    ones = np.ones(2, np.float32)
-    return TeacherOutputs(
-        pairs=Pairs(humans, things, labels, ones, ones, np.ones(2, np.uint8)),
-        probabilities=valid / valid.sum(1, keepdims=True),
-        region_indices=np.arange(2),
-        region_boxes=union_boxes(humans, things),
-        embeddings=None,
-    )
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import subprocess
 
 import pytest
-import torch
+from training import assert_equal_weights
 
 from student.weights.checkpoint_file import CHECKPOINT, load_checkpoint
 
@@ -47,11 +47,6 @@ def finished(slurm, job):
     return log(slurm, job)
 
 
-def same(run, other):
-    mine, theirs = (load_checkpoint(one / CHECKPOINT).weights for one in (run, other))
-    return all(torch.equal(mine[name], theirs[name]) for name in theirs)
-
-
 def test_preempted_jobs_are_resumed(slurm, train):
     """On two nodes: at the time limit, by `scontrol requeue`, and without preemption."""
     alone, whole = train("whole")
@@ -64,7 +59,7 @@ def test_preempted_jobs_are_resumed(slurm, train):
         text = finished(slurm, job)
         assert "Restarts=1 " in slurm("scontrol", "--oneliner", "show", "job", job)
         assert "resuming at step" in text, text
-        assert same(run, whole)
+        assert_equal_weights(run, whole)
         assert (run / "predictions.json").read_bytes() == (whole / "predictions.json").read_bytes()
     assert f"job {warned} is requeued" in log(slurm, warned)
 

@@ -1,4 +1,3 @@
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -6,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from training import read_lines
 
 from evaluation.predictions import read_predictions
 from evaluation.results import read_results
@@ -47,10 +47,6 @@ def content(folder):
     }
 
 
-def lines(file):
-    return [json.loads(line) for line in file.read_text().splitlines()]
-
-
 def test_files_of_a_run_folder(finished, dataset, vocabulary):
     out, returned = finished
     names = {"checkpoint.pt", "config.json", "metrics.jsonl", "predictions.json", "results.json"}
@@ -68,10 +64,8 @@ def test_files_of_a_run_folder(finished, dataset, vocabulary):
     assert [one.image_id for one in found] == [one.image_id for one in expected]
     plan = read_json(out / "config.json")
     assert plan["recipe"] == load_checkpoint(out / "checkpoint.pt").recipe.to_dict()
-    assert plan["recipe"]["train"]["epochs"] == 1 and plan["pretrained"] is None
-    recorded = plan["execution"]
-    assert recorded["cache"] and recorded["preset"] == "toy"
-    assert [recorded[name] for name in ("workers", "processes", "device")] == [0, 1, "cpu"]
+    assert plan["pretrained"] is None
+    assert plan["execution"].items() >= {"preset": "toy", "workers": 0, "device": "cpu"}.items()
 
 
 def test_a_finished_run_repeated_gives_the_same_results(run, configure_run, finished, messages):
@@ -84,17 +78,6 @@ def test_a_finished_run_repeated_gives_the_same_results(run, configure_run, fini
     # Results contain the paths of the run.
     assert after.pop("results.json") and before.pop("results.json")
     assert {**after, "config.json": b""} == {**before, "config.json": b""}
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [({"distillation": False}, "another recipe"), ({"split": "uc"}, "another split")],
-)
-def test_another_run_in_the_folder_is_refused(run, configure_run, changes, message):
-    before = content(run)
-    with pytest.raises(InputError, match=rf"found {message} \(.*now .*\); choose a"):
-        run_student(configure_run(run, **changes))
-    assert content(run) == before
 
 
 class Killed(BaseException):
@@ -124,7 +107,7 @@ def test_validation_may_keep_the_best_checkpoint(configure_run, tmp_path, monkey
         run_student(config)
     results = run_student(config)
     assert len(trained) == 12
-    found = lines(tmp_path / "run/validation.jsonl")
+    found = read_lines(tmp_path / "run/validation.jsonl")
     keys = [(one["step"], one["epoch"], one["best"], one["metrics"]["seen"]) for one in found]
     assert keys == [(3, 1, True, 0.75), (6, 2, False, 0.25), (9, 3, False, 0.5)]
     best, last = (load_checkpoint(tmp_path / f"run/{name}.pt") for name in ("best", "checkpoint"))
@@ -140,7 +123,7 @@ def evaluate_run(path, data, out):
 
 def test_held_out_images_are_scored(configure_run, tmp_path, messages):
     run_student(configure_run(tmp_path / "run", val_size=0.25, val_every=1))
-    (line,) = lines(tmp_path / "run/validation.jsonl")
+    (line,) = read_lines(tmp_path / "run/validation.jsonl")
     assert set(line["metrics"]) == {"seen", "mean_max_recall"} and line["step"] == 1
     assert "epoch 1, validation: seen" in "\n".join(messages)
     assert len(list((tmp_path / "run/pictures/step-0000001").iterdir())) > 0
@@ -153,73 +136,55 @@ def test_a_longer_run_continues_another(configure_run, tmp_path, messages):
     source = str(tmp_path / "first/checkpoint.pt")
     run_student(configure_run(tmp_path / "second", schedule="step", epochs=2, resume=source))
     assert "resuming at step 2 of 4" in "\n".join(messages)
-    assert [line["step"] for line in lines(tmp_path / "second/metrics.jsonl")] == [4]
+    assert [line["step"] for line in read_lines(tmp_path / "second/metrics.jsonl")] == [4]
 
 
 def test_pretrained_weights_are_needed_by_new_runs_only(configure_run, tmp_path, messages):
-    file = tmp_path / "body.safetensors"
+    """They are identified by content, not by path."""
+    file, moved = tmp_path / "body.safetensors", tmp_path / "moved.safetensors"
     body = SingleFeatureMap(ToyBackbone()).state_dict()
     save_file({f"backbone.{name}": value for name, value in body.items()}, file)
     config = configure_run(tmp_path / "run", pretrained=file)
     results = run_student(config)
-    recorded = (tmp_path / "run/pretrained.json").read_bytes()
     assert "pretrained weights: body.safetensors" in "\n".join(messages)
     messages.clear()
-    moved = file.rename(tmp_path / "moved.safetensors")
-    assert run_student(config).metrics == results.metrics
+    file.rename(moved)
+    for again in (config, replace(config, pretrained=moved)):
+        assert run_student(again).metrics == results.metrics
     out = "\n".join(messages)
     assert f"{file}: no such file, and not needed to resume" in out
-    assert "resuming at step 2 of 2" in out and "pretrained weights:" not in out
-    # The weights are identified by content, not by path.
-    assert run_student(replace(config, pretrained=moved)).metrics == results.metrics
+    assert "resuming at step 2 of 2" in out and "pretrained weights: body" not in out
     before = content(config.out)
     for changes in ({"resume": "never"}, {"split": "uc"}):
         with pytest.raises(InputError, match=r"body\.safetensors: no such"):
             run_student(replace(config, overwrite=True, **changes))
-    assert content(config.out) == before
     save_file({**load_file(moved), "more": torch.ones(1)}, file)
     with pytest.raises(InputError, match=r"found another pretrained \(.*, now .*\); choose a"):
         run_student(config)
-    assert (tmp_path / "run/pretrained.json").read_bytes() == recorded
+    assert content(config.out) == before
     file.unlink()
     (config.out / "checkpoint.pt").unlink()
     with pytest.raises(InputError, match=r"body\.safetensors: no such file"):
         run_student(config)
 
 
-def test_a_damaged_shard_gives_a_one_line_error(configure_run, cache_path, tmp_path):
-    cache = Path(shutil.copytree(cache_path, tmp_path / "cache"))
-    (cache / "shards/00000.h5").unlink()
-    with pytest.raises(InputError, match=r"00000.h5: expected a complete shard") as caught:
-        run_student(configure_run(tmp_path / "run", cache=cache, workers=1))
-    assert "\n" not in str(caught.value)
-
-
-@pytest.fixture
-def partial_cache(annotations, make_teacher_outputs, write_cache, vocabulary, tmp_path):
-    """`partial_cache(count)` is a cache with the first images only, the others failed."""
-
-    def make(count):
+def test_missing_teacher_outputs(
+    configure_run, annotations, make_teacher_outputs, write_cache, vocabulary, tmp_path, messages
+):
+    def train(count):
+        """With a cache of the first images only, and one query."""
         images = annotations.annotations[:count]
         outputs = {one.image_id: make_teacher_outputs(one) for one in images}
-        return write_cache(tmp_path / "partial", vocabulary, annotations.digest, outputs)
+        cache = write_cache(tmp_path / f"{count}", vocabulary, annotations.digest, outputs)
+        return run_student(configure_run(tmp_path / "run", cache=cache, num_queries=1))
 
-    return make
-
-
-def test_warnings_of_missing_outputs_and_of_more_pairs_than_queries(
-    configure_run, partial_cache, tmp_path, messages
-):
-    run_student(configure_run(tmp_path / "run", cache=partial_cache(9), num_queries=1))
+    with pytest.raises(InputError, match="expected teacher outputs for images"):
+        train(0)
+    assert not (tmp_path / "run").exists()
+    train(9)
     for text in ("no teacher outputs for 7 images, left out", "the student has queries (1)"):
         assert sum(text in line for line in messages) == 1
     assert load_checkpoint(tmp_path / "run/checkpoint.pt").state["step"] == 1
-
-
-def test_a_cache_without_training_images_is_refused(configure_run, partial_cache, tmp_path):
-    with pytest.raises(InputError, match="expected teacher outputs for images"):
-        run_student(configure_run(tmp_path / "run", cache=partial_cache(0)))
-    assert not (tmp_path / "run").exists()
 
 
 def test_evaluating_a_run_reproduces_its_results(run, finished, dataset_root, tmp_path):
@@ -244,14 +209,29 @@ def test_evaluating_with_another_split_replaces_results_with_overwrite(run, data
     assert results.metrics["full"] == finished[1].metrics["full"]
 
 
-def test_another_vocabulary_is_refused(run, data, tmp_path):
+def other_vocabulary(data):
     vocabulary = load_vocabulary("toy").to_dict()
     vocabulary["name"] = "other"
     vocabulary["verbs"][0]["name"] = "mount"
     write_json(data / "words.json", vocabulary)
-    file = data / "dataset.toml"
-    file.write_text(file.read_text().replace('vocabulary = "toy"', 'vocabulary = "words.json"'))
-    with pytest.raises(InputError, match="student of the vocabulary other, found toy"):
+    text = (data / "dataset.toml").read_text()
+    return text.replace('vocabulary = "toy"', 'vocabulary = "words.json"')
+
+
+def no_test_part(data):
+    return (data / "dataset.toml").read_text().partition("[test]")[0]
+
+
+@pytest.mark.parametrize(
+    ("describe", "message"),
+    [
+        (other_vocabulary, "student of the vocabulary other, found toy"),
+        (no_test_part, "expected a part named test, found train"),
+    ],
+)
+def test_datasets_that_cannot_be_evaluated(run, data, tmp_path, describe, message):
+    (data / "dataset.toml").write_text(describe(data))
+    with pytest.raises(InputError, match=message):
         evaluate_run(run, data, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -265,24 +245,3 @@ def test_an_unreadable_test_image_is_reported_before_training(configure_run, dat
     assert str(image) in str(caught.value) and "--skip-unreadable" in str(caught.value)
     assert not config.out.exists()
     assert run_student(replace(config, skip_unreadable=True)).num_images == 6
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda file: file.write_bytes(b"PK"), "checkpoint.pt: expected a weights file"),
-        (lambda file: torch.save({"model": {}}, file), "content: expected a checkpoint of this"),
-    ],
-)
-def test_files_that_cannot_be_evaluated(run, dataset_root, tmp_path, damage, message):
-    damage(run / "checkpoint.pt")
-    with pytest.raises(InputError, match=message):
-        evaluate_run(run, dataset_root, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_dataset_without_a_test_part(run, data, tmp_path):
-    file = data / "dataset.toml"
-    file.write_text(file.read_text().partition("[test]")[0])
-    with pytest.raises(InputError, match="expected a part named test, found train"):
-        evaluate_run(run, data, tmp_path / "out")

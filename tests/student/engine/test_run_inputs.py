@@ -15,7 +15,7 @@ def message(vocabulary):
     """`message(counts, verbs, split)`: the warning for images of one person with that many balls
     and all `verbs` on each, and a student with four queries."""
 
-    def make(counts, verbs=(HOLD,), split="full"):
+    def make(counts, verbs, split):
         labels = [vocabulary.verbs.index(verb) for verb in verbs]
         ball = vocabulary.objects.index("ball")
         annotations = [
@@ -39,17 +39,21 @@ def message(vocabulary):
     return make
 
 
-@pytest.mark.parametrize("counts", [[], [0], [4, 1], [4, 4, 4]])
-def test_no_warning_with_enough_queries(message, counts):
-    assert message(counts, (HOLD, THROW)) is None
-
-
-def test_the_warning_names_the_largest_image(message):
-    line = message([5, 2, 9, 4], (HOLD, THROW, KICK))
-    assert "2 of 4 training images" in line and "queries (4), up to 9 in 9.jpg;" in line
-    assert "\n" not in line
-
-
-@pytest.mark.parametrize(("verb", "counts"), [(KICK, False), (HOLD, True)])
-def test_unseen_pairs_do_not_count(message, verb, counts):
-    assert (message([6], (verb,), "ua") is not None) == counts
+@pytest.mark.parametrize(
+    ("counts", "verbs", "split", "warned"),
+    [
+        ([], (HOLD, THROW), "full", None),
+        ([0], (HOLD, THROW), "full", None),
+        ([4, 4, 1], (HOLD, THROW), "full", None),
+        ([5, 2, 9, 4], (HOLD, THROW, KICK), "full", "2 of 4 training images"),
+        ([6], (HOLD,), "ua", "1 of 1 training images"),
+        ([6], (KICK,), "ua", None),
+    ],
+)
+def test_the_warning_of_images_with_more_seen_pairs_than_queries(
+    message, counts, verbs, split, warned
+):
+    line = message(counts, verbs, split)
+    assert (line is None) == (warned is None)
+    if line is not None:
+        assert warned in line and f"queries (4), up to {max(counts)} in {max(counts)}.jpg;" in line

@@ -1,12 +1,9 @@
 """Distributed training and prediction with two processes on one machine, through gloo."""
 
 import logging
-import os
 import shutil
 import socket
 import socketserver
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -25,14 +22,10 @@ from student.weights.checkpoint_file import load_checkpoint
 
 def test_collectives_of_a_single_process(messages):
     with init_distributed("cpu") as (context, device):
-        assert (
-            context == SINGLE_PROCESS and device == torch.device("cpu") and context.is_main_process
-        )
-        assert context.all_reduce_max(3, False) == [3, 0] and context.all_gather("a") == ["a"]
-        assert (
-            context.all_reduce_mean(torch.tensor([2.0])).item() == 2
-            and context.broadcast(lambda: 5) == 5
-        )
+        assert (context, device) == (SINGLE_PROCESS, torch.device("cpu"))
+        assert context.is_main_process and context.all_gather("a") == ["a"]
+        assert context.all_reduce_max(3, False) == [3, 0] and context.broadcast(lambda: 5) == 5
+        assert context.all_reduce_mean(torch.tensor([2.0])).item() == 2
         logging.getLogger("eoid.student").info("hello")
         with pytest.raises(InputError, match="no"), context.propagate_errors():
             raise InputError("no")
@@ -107,24 +100,15 @@ class WebServer(socketserver.BaseRequestHandler):
         self.request.sendall(b"HTTP/1.0 400 Bad Request\r\nConnection: close\r\n\r\n")
 
 
-@pytest.mark.slow
-def test_a_web_server_at_the_address(student_command, tmp_path):
+def test_a_web_server_at_the_address(start, student_command, tmp_path):
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), WebServer) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         variables = {**LEFT, "WORLD_SIZE": "2", "RANK": "1", "EOID_JOIN_TIMEOUT": "1"}
-        ended = subprocess.run(
-            [
-                *(sys.executable, "-c", "from student.cli import main; main()"),
-                *map(str, student_command(tmp_path / "run")),
-            ],
-            env={**os.environ, **variables, "MASTER_PORT": str(server.server_address[1])},
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        variables["MASTER_PORT"] = str(server.server_address[1])
+        code, _, err = start(student_command(tmp_path / "run"), **variables)(60)
         server.shutdown()
-    (line,) = ended.stderr.splitlines()
-    assert ended.returncode == 2 and "WORLD_SIZE: expected 2 processes" in line
+    (line,) = err.splitlines()
+    assert code == 2 and "WORLD_SIZE: expected 2 processes" in line
 
 
 def test_a_second_process_of_one_rank(left_over):
@@ -251,7 +235,7 @@ def test_each_process_takes_another_gpu(monkeypatch, gpus, shown, name, expected
 
 
 @pytest.fixture
-def different_sizes(dataset_root, make_teacher_outputs, write_cache, vocabulary, tmp_path):
+def different_sizes(dataset_root, make_cache, tmp_path):
     """Arguments for a dataset with training images of different sizes, by black borders, and for
     its cache."""
     root, sizes = Path(shutil.copytree(dataset_root, tmp_path / "sizes")), {}
@@ -263,9 +247,7 @@ def different_sizes(dataset_root, make_teacher_outputs, write_cache, vocabulary,
             sizes[file.name] = {"width": size[0], "height": size[1]}
     labels = root / "annotations/trainval_hico.json"
     write_json(labels, [{**one, **sizes[one["file_name"]]} for one in read_json(labels)])
-    annotations = open_dataset(root).load("train")
-    outputs = {one.image_id: make_teacher_outputs(one) for one in annotations.annotations}
-    cache = write_cache(tmp_path / "cache", vocabulary, annotations.digest, outputs)
+    cache = make_cache(tmp_path / "cache", open_dataset(root).load("train"))
     return "--data", root, "--cache", cache
 
 

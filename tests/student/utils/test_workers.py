@@ -137,13 +137,10 @@ def test_batches_fit_into_shared_memory(monkeypatch, free, processes, expected, 
     assert (options["num_workers"], options.get("prefetch_factor")) == expected
     assert len(messages) == (expected != (4, 2))
     DataLoader(Answers(), **options)
-
-
-def test_no_warning_without_workers_or_limit(monkeypatch):
+    assert loader_options(0, 1000, processes) == {"num_workers": 0}
+    monkeypatch.undo()
     monkeypatch.setattr(workers, "SHARED_MEMORY", "/no/such/folder")
     assert loader_options(4, 1000)["num_workers"] == 4
-    monkeypatch.setattr(workers, "_free_shared_memory", lambda: 0)
-    assert loader_options(0, 1000) == {"num_workers": 0}
 
 
 # Code to run before a command: calls `happen` in workers in the second epoch.
@@ -200,19 +197,17 @@ def test_a_run_with_hanging_workers_can_be_stopped(start, student_command, tmp_p
 
 
 @pytest.fixture(scope="module")
-def many(tmp_path_factory, make_teacher_outputs, write_cache, vocabulary):
+def many(tmp_path_factory, make_cache):
     """A dataset with 64 training images, and its cache."""
     root = tmp_path_factory.mktemp("many")
     write_toy(root / "toy", train=64, test=1, seed=4, workers=1)
-    annotations = open_dataset(root / "toy").load("train")
-    outputs = {one.image_id: make_teacher_outputs(one) for one in annotations.annotations}
-    cache = write_cache(root / "cache", vocabulary, annotations.digest, outputs)
-    return "--data", root / "toy", "--cache", cache
+    cache = make_cache(root / "cache", open_dataset(root / "toy").load("train"))
+    return "--data", root / "toy", "--cache", cache, "--batch-size", 64, "--workers", 8
 
 
 FEW_FILES = """
 import resource
-resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+resource.setrlimit(resource.RLIMIT_NOFILE, ({0}, {0}))
 """
 
 
@@ -237,18 +232,13 @@ def test_workers_that_cannot_be_started(make, monkeypatch, fails):
     assert len(begun) == fails and multiprocessing.active_children() == []
 
 
-def test_too_few_open_files_give_a_one_line_error(start, student_command, many, tmp_path):
-    options = ("--batch-size", 32, "--workers", 8)
-    first = FEW_FILES.replace("256", "40")
-    code, _, err = start(student_command(tmp_path / "run", *many, *options), first=first)(60)
-    assert code == 2 and "Traceback" not in err and "Exception ignored" not in err, err
-    assert "--workers" in err.splitlines()[-1]
-
-
-def test_few_open_files_suffice(start, student_command, many, tmp_path):
-    options = ("--batch-size", 64, "--epochs", 3, "--workers", 8)
-    code, _, err = start(student_command(tmp_path / "run", *many, *options), first=FEW_FILES)(120)
-    assert code == 0 and "This DataLoader" not in err, err
+@pytest.mark.parametrize(("files", "suffice"), [(40, False), (256, True)])
+def test_few_open_files(start, student_command, many, tmp_path, files, suffice):
+    arguments = student_command(tmp_path / "run", *many, "--epochs", 3)
+    code, _, err = start(arguments, first=FEW_FILES.format(files))(120)
+    assert code == (0 if suffice else 2) and "This DataLoader" not in err, err
+    assert "Traceback" not in err and "Exception ignored" not in err, err
+    assert suffice or "--workers" in err.splitlines()[-1]
 
 
 SMALL_MEMORY = """
@@ -259,8 +249,7 @@ mount -t tmpfs -o size={size} none /dev/shm && exec "$@"
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "fit"), [("1m", "0 workers"), ("16m", "3 workers with 1")])
 def test_little_shared_memory_takes_fewer_workers(student_command, many, tmp_path, size, fit):
-    options = ("--batch-size", 64, "--epochs", 2, "--workers", 8)
-    arguments = student_command(tmp_path / "run", *many, *options)
+    arguments = student_command(tmp_path / "run", *many, "--epochs", 2)
     inside = ["unshare", "-rm", "sh", "-ec", SMALL_MEMORY.format(size=size), "sh"]
     if subprocess.run([*inside, "true"], capture_output=True).returncode:
         pytest.skip("private mounts are not allowed here")
