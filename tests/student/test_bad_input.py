@@ -28,10 +28,10 @@ def folder(dataset_root, cache_path, tmp_path):
 
 @pytest.fixture
 def refused(folder, toy_checkpoint):
-    """`refused(part)` runs the command that reads this part of the dataset, checks that it leaves
-    nothing, and returns its error line."""
+    """`refused(part, left=)` runs the command that reads this part of the dataset, returns its
+    error line and checks which files it left."""
 
-    def call(part, checkpoint=toy_checkpoint, main=main, more=()):
+    def call(part, checkpoint=toy_checkpoint, main=main, more=(), left=frozenset()):
         words = {
             "train": ["student", "--cache", folder / "cache", "--split", "ua", "--preset", "toy"],
             "test": ["evaluate", checkpoint],
@@ -43,7 +43,8 @@ def refused(folder, toy_checkpoint):
         lines = done.stderr.splitlines()
         assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
         assert [line.startswith("eoid") for line in lines].count(True) == 1, done.stderr
-        assert lines[-1].startswith("eoid") and not list(folder.glob("out/*")), done.stderr
+        assert lines[-1].startswith("eoid"), done.stderr
+        assert {path.name for path in folder.glob("out/*")} == left
         return lines[-1]
 
     return call
@@ -150,12 +151,16 @@ def later_format(cache):
         ),
         (later_format, "manifest.json: format_version: expected 1, found 2"),
         (lambda cache: (cache / "manifest.json").write_text("{"), "line 1: expected JSON"),
-        (lambda cache: (cache / "shards/00000.h5").unlink(), "00000.h5: expected a complete shard"),
     ],
 )
 def test_a_bad_cache(folder, refused, damage, message):
     damage(folder / "cache")
     assert message in refused("train")
+
+
+def test_a_missing_shard(folder, refused):
+    (folder / "cache/shards/00000.h5").unlink()
+    assert "00000.h5: expected a complete shard" in refused("train", left={".lock", "config.json"})
 
 
 def test_a_cache_of_another_vocabulary(folder, refused, make_cache, annotations, vocabulary):

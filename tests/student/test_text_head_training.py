@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from training import make_targets
 
 from pipeline.splits import load_split
 from student.config import LossConfig, MatcherConfig, TargetConfig
@@ -40,12 +41,11 @@ def build_head(build, inputs, seed=0):
 
 @pytest.fixture
 def make_train_step(make_inputs, build):
-    def make(compiled=False, **options):
+    def make(**options):
         run_inputs = make_inputs(**options)
-        recipe = run_inputs.recipe
         model = build_head(build, run_inputs).train()
-        execution = Execution(torch.device("cpu"), compiled=compiled)
-        train_step = TrainStep(recipe, model, run_inputs.split, 50, execution)
+        execution = Execution(torch.device("cpu"))
+        train_step = TrainStep(run_inputs.recipe, model, run_inputs.split, 50, execution)
         return train_step, collate([run_inputs.images[0, index] for index in range(6)], 8)
 
     return make
@@ -99,28 +99,21 @@ def test_region_embeddings_are_those_of_seen_pairs_and_candidates(
     assert known > 20
 
 
-TARGETS = {
-    "human_boxes": [[0.3, 0.3, 0.2, 0.2], [0.6, 0.6, 0.2, 0.2]],
-    "object_boxes": [[0.4, 0.4, 0.2, 0.2], [0.7, 0.7, 0.2, 0.2]],
-}
-
-
 def one_image(embeddings):
     """An image with a seen pair and a candidate, and one query on each of them."""
-    targets = Targets(
-        **{name: torch.tensor(boxes) for name, boxes in TARGETS.items()},
-        object_labels=torch.tensor([0, 1]),
-        verb_labels=torch.tensor([[True, False], [False, False]]),
-        teacher_probs=torch.zeros(2, 2),
-        seen=torch.tensor([True, False]),
-        interactive=torch.tensor([True, True]),
+    targets = make_targets(
+        [True, False],
+        num_verbs=2,
+        human_boxes=torch.tensor([[0.3, 0.3, 0.2, 0.2], [0.6, 0.6, 0.2, 0.2]]),
+        object_boxes=torch.tensor([[0.4, 0.4, 0.2, 0.2], [0.7, 0.7, 0.2, 0.2]]),
         region_embeddings=torch.tensor(embeddings, dtype=torch.float16),
     )
+    elsewhere = torch.full((1, 4), 0.1)
     outputs = {
         "pred_object_logits": torch.zeros(1, 3, 3),
         "pred_verb_logits": torch.zeros(1, 3, 2),
-        "pred_human_boxes": torch.cat([targets.human_boxes, torch.full((1, 4), 0.1)])[None],
-        "pred_object_boxes": torch.cat([targets.object_boxes, torch.full((1, 4), 0.1)])[None],
+        "pred_human_boxes": torch.cat([targets.human_boxes, elsewhere])[None],
+        "pred_object_boxes": torch.cat([targets.object_boxes, elsewhere])[None],
         "pred_interactive_logits": torch.zeros(1, 3, 2),
         "pred_verb_embeddings": torch.tensor([[[1.0, 0], [0.6, 0.8], [0, 1]]]).requires_grad_(),
         "aux_outputs": [],
@@ -149,44 +142,32 @@ def test_embedding_loss_moves_matched_queries_towards_the_teacher(embeddings, ex
     assert (gradient.abs().sum(1) > 0).tolist() == moved
 
 
-def load_into_text_head(build, inputs, pretrained, recipe, path):
-    """A new student for the inputs, and the report of loading pretrained weights into it."""
-    vocabulary, weights = inputs.images.vocabulary, pretrained.state_dict()
-    save_checkpoint(path, Checkpoint(recipe, vocabulary, inputs.split, weights, {}))
-    model = build_head(build, inputs, seed=4)
-    before = {name: value.clone() for name, value in model.verb_head.state_dict().items()}
-    report = load_pretrained(model, path, vocabulary)
-    assert torch.equal(model.verb_head.texts, before["texts"])
-    return model.verb_head, before, report
-
-
-def test_pretrained_linear_student(build, make_inputs, tmp_path):
-    recipe = make_inputs(verb_head="linear").recipe
-    linear = build(recipe.model, seed=3)
-    head, before, report = load_into_text_head(
-        build, make_inputs(), linear, recipe, tmp_path / "linear.pt"
-    )
-    assert set(report.unused) == {"verb_head.weight", "verb_head.bias"}
-    trained = {f"verb_head.{name}" for name, _ in head.named_parameters()}
-    assert {name for name in report.missing if name.startswith("verb_head")} == trained
-    assert torch.equal(head.projection.weight, before["projection.weight"])
-    assert any("verb_head" in line for line in report.lines())
-
-
-@pytest.mark.parametrize("same_clip", [True, False])
-def test_pretrained_text_head_student(build, make_inputs, tmp_path, same_clip):
-    recipe = make_inputs().recipe
-    if not same_clip:
+@pytest.mark.parametrize("head", ["linear", "text of this CLIP", "text of another CLIP"])
+def test_pretrained_weights_for_a_text_head(build, make_inputs, tmp_path, head):
+    """Only the head of the same CLIP is taken."""
+    inputs = make_inputs()
+    recipe = make_inputs(verb_head=head.split()[0]).recipe
+    if head == "text of another CLIP":
         recipe = recipe.override(text_model="another")
     pretrained = build(recipe.model, seed=5)
-    pretrained.verb_head.init_scale(7.0, 0.3)
-    head, _, report = load_into_text_head(
-        build, make_inputs(), pretrained, recipe, tmp_path / "text.pt"
-    )
-    equal = torch.equal(head.projection.weight, pretrained.verb_head.projection.weight)
-    assert equal == same_clip
+    if head != "linear":
+        pretrained.verb_head.init_scale(7.0, 0.3)
+    vocabulary, file = inputs.images.vocabulary, tmp_path / "trained.pt"
+    save_checkpoint(file, Checkpoint(recipe, vocabulary, inputs.split, pretrained.state_dict(), {}))
+    model = build_head(build, inputs, seed=4)
+    before = {name: value.clone() for name, value in model.verb_head.state_dict().items()}
+    report = load_pretrained(model, file, vocabulary)
+    assert torch.equal(model.verb_head.texts, before["texts"])
     unused = {name for name in report.unused if "verb_head" in name}
+    taken = not torch.equal(model.verb_head.projection.weight, before["projection.weight"])
+    assert taken == (head == "text of this CLIP")
+    if head == "linear":
+        assert unused == {"verb_head.weight", "verb_head.bias"}
+        trained = {f"verb_head.{name}" for name, _ in model.verb_head.named_parameters()}
+        assert {name for name in report.missing if name.startswith("verb_head")} == trained
+        assert any("verb_head" in line for line in report.lines())
+        return
     assert unused >= {"verb_head.texts", "verb_head.rows"}
-    assert ("verb_head.margin" in unused) == (not same_clip)
-    if not same_clip:
+    assert ("verb_head.margin" in unused) == (not taken)
+    if not taken:
         assert report.unused["verb_head.margin"] == "trained with another CLIP's text embeddings"

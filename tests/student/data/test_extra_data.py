@@ -37,7 +37,7 @@ def only_proposed(outputs):
 
 
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory, make_teacher_outputs, write_cache, vocabulary):
+def sources(tmp_path_factory, make_teacher_outputs, make_cache, write_cache, vocabulary):
     """Values of --extra-data for another toy dataset, without annotations as "none" and with them
     as "all"."""
     root = tmp_path_factory.mktemp("extra")
@@ -46,16 +46,14 @@ def sources(tmp_path_factory, make_teacher_outputs, write_cache, vocabulary):
     shutil.copytree(labelled.part("train").images, root / "none" / "images")
     (root / "none" / "dataset.toml").write_text(UNLABELLED_DATASET)
     annotations = labelled.load("train")
-    outputs = {
-        one.image_id: make_teacher_outputs(one, row)
-        for row, one in enumerate(annotations.annotations)
-    }
-    proposed_only = {name: only_proposed(one) for name, one in outputs.items()}
     # The first image could not be read when the cache was built.
-    del proposed_only[annotations.annotations[0].image_id]
+    proposed_only = {
+        one.image_id: only_proposed(make_teacher_outputs(one, row))
+        for row, one in enumerate(annotations.annotations[1:])
+    }
     digest = open_dataset(root / "none").load("train").digest
     write_cache(root / "none-cache", vocabulary, digest, proposed_only, source="pictures")
-    write_cache(root / "all-cache", vocabulary, annotations.digest, outputs, source="labelled")
+    make_cache(root / "all-cache", annotations, source="labelled")
     return {name: f"{root / name}:{root / name}-cache" for name in ("none", "all")}
 
 

@@ -71,10 +71,9 @@ def test_initial_probabilities_are_near_the_teachers(
 
 
 def test_without_region_embeddings_the_texts_give_the_margin(
-    tmp_path, write_cache, annotations, vocabulary, sentences, make_teacher_outputs, initialised
+    tmp_path, make_cache, annotations, sentences, initialised
 ):
-    outputs = {one.image_id: make_teacher_outputs(one) for one in annotations.annotations}
-    folder = write_cache(tmp_path / "bare", vocabulary, annotations.digest, outputs)
+    folder = make_cache(tmp_path / "bare", annotations)
     write_teacher_file(folder / TEACHER, open_cache(folder).fingerprint, sentences)
     assert 0.5 < initialised(folder).margin < 1.2
 
@@ -95,21 +94,15 @@ def test_text_head_options(text_cache, vocabulary):
     ("options", "message"),
     [
         ({"embedding_weight": 1.0}, "--embedding-weight: expected --verb-head text as well"),
-        ({"verb_head": "linear", "embedding_weight": 0.0}, "expected --verb-head text"),
         (
             {"verb_head": "text", "embedding_weight": 1.0, "distillation": False},
             "--embedding-weight: expected 0 with --no-distillation, found 1",
         ),
+        # The cache has neither embeddings nor the model's name.
+        ({"verb_head": "text"}, "expected region embeddings for --embedding-weight 1"),
+        ({"verb_head": "text", "embedding_weight": 0.0}, "expected the name of the CLIP model"),
     ],
 )
-def test_errors_of_inconsistent_options(text_cache, vocabulary, options, message):
+def test_errors_of_inconsistent_options(cache_path, vocabulary, options, message):
     with pytest.raises(InputError, match=message):
-        text_head_options(options, open_cache(text_cache), vocabulary)
-
-
-def test_caches_without_embeddings_or_model_name(cache_path, text_cache, vocabulary):
-    options = {"verb_head": "text"}
-    with pytest.raises(InputError, match="expected region embeddings for --embedding-weight 1"):
         text_head_options(options, open_cache(cache_path), vocabulary)
-    with pytest.raises(InputError, match="expected the name of the CLIP model"):
-        text_head_options({**options, "embedding_weight": 0.0}, open_cache(cache_path), vocabulary)

@@ -168,14 +168,11 @@ def test_pretrained_weights_are_needed_by_new_runs_only(configure_run, tmp_path,
         run_student(config)
 
 
-def test_missing_teacher_outputs(
-    configure_run, annotations, make_teacher_outputs, write_cache, vocabulary, tmp_path, messages
-):
+def test_missing_teacher_outputs(configure_run, annotations, make_cache, tmp_path, messages):
     def train(count):
         """With a cache of the first images only, and one query."""
-        images = annotations.annotations[:count]
-        outputs = {one.image_id: make_teacher_outputs(one) for one in images}
-        cache = write_cache(tmp_path / f"{count}", vocabulary, annotations.digest, outputs)
+        first = replace(annotations, annotations=annotations.annotations[:count])
+        cache = make_cache(tmp_path / f"{count}", first)
         return run_student(configure_run(tmp_path / "run", cache=cache, num_queries=1))
 
     with pytest.raises(InputError, match="expected teacher outputs for images"):
