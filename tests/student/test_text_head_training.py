@@ -78,15 +78,8 @@ def test_region_embeddings_are_those_of_seen_pairs_and_candidates(
         # The first value of every embedding identifies its pair.
         embeddings = np.zeros((len(outputs.pairs), 16), dtype=np.float16)
         embeddings[:, 0] = 1 + np.arange(len(embeddings))
-        targets = build_targets(
-            annotation,
-            outputs.pairs,
-            outputs.probabilities,
-            load_split(vocabulary, split),
-            vocabulary,
-            TargetConfig(),
-            region_embeddings=embeddings,
-        )
+        own = (outputs.pairs, outputs.probabilities, load_split(vocabulary, split), vocabulary)
+        targets = build_targets(annotation, *own, TargetConfig(), region_embeddings=embeddings)
         assert len(targets.region_embeddings) == len(targets.seen)
         numbers = targets.region_embeddings[:, 0].numpy().astype(int) - 1
         assert (numbers >= 0).all()

@@ -5,24 +5,14 @@ import time
 import pytest
 
 from student.utils.preemption import (
-    EXIT_REQUEUE,
     STOP_SIGNALS,
     StopRequest,
     StopSignalHandler,
-    exit_process,
 )
 
 
 def send(number):
     os.kill(os.getpid(), number)
-
-
-def test_exit_process():
-    with pytest.raises(KeyboardInterrupt):
-        exit_process(StopRequest.INTERRUPT)
-    with pytest.raises(SystemExit) as left:
-        exit_process(StopRequest.REQUEUE)
-    assert left.value.code == EXIT_REQUEUE
 
 
 @pytest.mark.parametrize(("number", "stop"), STOP_SIGNALS.items())
