@@ -30,6 +30,7 @@ PLAN = {
     "resume": None,
     "recipe": {"train": {"schedule": "step", "epochs": 3, "seed": 0}},
 }
+VERSION_0_1 = {name: value for name, value in PLAN.items() if name != "format"}
 LATEST, PREVIOUS = "checkpoint.pt", "checkpoint-previous.pt"
 HELD = {"config.json", LATEST, "metrics.jsonl", "logs"}
 
@@ -171,7 +172,7 @@ def test_the_same_run_is_resumed_even_with_overwrite(run):
     ],
 )
 def test_another_run_is_refused_or_replaced(run, held, wanted, way, message):
-    write_json(run / "config.json", {key: value for key, value in held.items() if value})
+    write_json(run / "config.json", held)
     with pytest.raises(InputError, match=message):
         find_resume_point(run, wanted, False, way)
     assert names(run) == HELD
