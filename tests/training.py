@@ -1,10 +1,13 @@
-"""What tests of training share: targets of images, and comparisons of run folders."""
+"""What tests of training share: targets of images, interruptions, comparisons of run folders."""
 
 import json
+from contextlib import contextmanager
 
+import pytest
 import torch
 
 from student.data.targets import Targets
+from student.engine.train_step import TrainStep
 from student.weights.checkpoint_file import CHECKPOINT, load_checkpoint
 
 # Differ between runs that train equally.
@@ -46,3 +49,18 @@ def make_targets(seen, num_verbs=3, seed=0, **fields):
         "interactive": torch.ones(count, dtype=torch.bool),
     }
     return Targets(**{**made, **fields})
+
+
+@contextmanager
+def interrupted(number):
+    """Interrupts the training in the body before this step."""
+    original = TrainStep.__call__
+
+    def step(self, *given):
+        if self.scheduler.last_epoch + 1 == number:
+            raise KeyboardInterrupt
+        return original(self, *given)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TrainStep, "__call__", step)
+        yield

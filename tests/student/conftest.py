@@ -2,14 +2,13 @@
 
 import multiprocessing
 import socket
-from contextlib import contextmanager
 from dataclasses import fields, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torchvision
+from commands import Command
 from PIL import Image
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
@@ -25,7 +24,6 @@ from student.data.dataset import TrainingDataset
 from student.data.text_embeddings import init_text_head, text_head_options
 from student.data.transforms import build_augmentation
 from student.engine.run_inputs import RunConfig, RunInputs
-from student.engine.train_step import TrainStep
 from student.engine.trainer import Trainer
 from student.models.detector import HOIDetector
 from student.utils.distributed import Execution
@@ -343,15 +341,8 @@ def make_trainer(make_images, tiny_recipe, vocabulary, tmp_path, dataset, cache_
     step; its `go()` trains, and takes signals."""
     split = load_split(vocabulary, "ua")
 
-    def build(
-        name,
-        workers=0,
-        accumulation=1,
-        compiled=False,
-        device=CPU,
-        checkpoint_minutes=15,
-        **options,
-    ):
+    def build(name, workers=0, device=CPU, checkpoint_minutes=15, **options):
+        settings = {key: options.pop(key) for key in ("accumulation", "compiled") if key in options}
         recipe = tiny_recipe.override(**options)
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
@@ -360,7 +351,7 @@ def make_trainer(make_images, tiny_recipe, vocabulary, tmp_path, dataset, cache_
         augmentation = build_augmentation("toy")
         images = make_images(split, augmentation, recipe.train.seed, recipe.targets)
         inputs = RunInputs(dataset, open_cache(cache_path), split, recipe, images)
-        execution = Execution(device, workers=workers, accumulation=accumulation, compiled=compiled)
+        execution = Execution(device, workers=workers, **settings)
         trainer = Trainer(inputs, model, folder, execution, checkpoint_minutes, log_every=1)
 
         def go():
@@ -387,37 +378,6 @@ def configure_run(dataset_root, cache_path):
         return RunConfig(**{**common, **settings}, out=out, options=options)
 
     return make
-
-
-PROGRAM = """
-import multiprocessing, os, sys
-os.environ.update({environment!r})
-multiprocessing.set_start_method(None, force=True)
-sys.argv = ["eoid-train", *{words!r}]
-for number, name in ((1, "out"), (2, "err")):
-    os.dup2(os.open({log!r} + "." + name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-{first}
-from student.cli import main
-main()
-"""
-
-
-class Command:
-    """An `eoid-train` command in a process of its own."""
-
-    def __init__(self, context, log, words, first, environment):
-        self.log = log
-        words = [str(word) for word in words]
-        text = PROGRAM.format(environment=environment, words=words, log=str(log), first=first)
-        self.process = context.Process(target=exec, args=(text, {"__name__": "__main__"}))
-        self.process.start()
-
-    def __call__(self, seconds=300):
-        """Waits for its end: (exit code, stdout, stderr)."""
-        self.process.join(seconds)
-        out, err = (Path(f"{self.log}.{name}").read_text() for name in ("out", "err"))
-        assert self.process.exitcode is not None, err
-        return self.process.exitcode, out, err
 
 
 @pytest.fixture
@@ -456,26 +416,6 @@ def start_processes(start):
         ]
 
     return begin
-
-
-@pytest.fixture
-def interrupt(monkeypatch):
-    """`with interrupt(step):` interrupts the training in the body before this step."""
-
-    @contextmanager
-    def make(number):
-        original = TrainStep.__call__
-
-        def step(self, *given):
-            if self.scheduler.last_epoch + 1 == number:
-                raise KeyboardInterrupt
-            return original(self, *given)
-
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(TrainStep, "__call__", step)
-            yield
-
-    return make
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from training import assert_equal_weights, logged
+from training import assert_equal_weights, interrupted, logged
 
 from pipeline.utils.errors import InputError
 from student.config import get_preset
@@ -49,7 +49,7 @@ def config(configure_run, dataset_root, text_cache, tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_run_on_the_second_gpu_resumes_and_is_evaluated(
-    monkeypatch, interrupt, config, tmp_path, emulate_cuda
+    monkeypatch, config, tmp_path, emulate_cuda
 ):
     stopped = replace(config, out=tmp_path / "stopped")
     losses, currents = TrainStep.losses, []
@@ -60,7 +60,7 @@ def test_a_run_on_the_second_gpu_resumes_and_is_evaluated(
 
     monkeypatch.setattr(TrainStep, "losses", record)
     with emulate_cuda(devices=2):
-        with interrupt(4):
+        with interrupted(4):
             run_student(stopped)
         # Later the held-out images are predicted where the emulated tensors are, on the first.
         assert currents[0] == 1

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from training import logged
+from training import interrupted, logged
 
 from pipeline.utils.devices import configure_device
 from student.engine.evaluate import evaluate_checkpoint
@@ -41,9 +41,9 @@ def test_losses_and_gradients_equal_those_on_a_cpu(make_trainer, tmp_path, gpu, 
 
 
 @pytest.mark.parametrize("precision", ["float32", "auto"])
-def test_a_run_is_resumed_and_evaluated(interrupt, config, tmp_path, gpu, precision):
+def test_a_run_is_resumed_and_evaluated(config, tmp_path, gpu, precision):
     config = replace(config, options={**config.options, "precision": precision})
-    with interrupt(4):
+    with interrupted(4):
         run_student(config)
     assert load_checkpoint(config.out / "checkpoint.pt").state["step"] == 2
     results = run_student(config)

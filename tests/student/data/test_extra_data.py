@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training import assert_equal_weights, logged
+from training import assert_equal_weights, interrupted, logged
 
 from evaluation.results import read_results
 from pipeline.datasets.dataset import open_dataset
@@ -165,10 +165,10 @@ def test_a_run_records_its_extra_datasets(finished, tmp_path):
     assert (again.sources, again.shots) == (results.sources, 1)
 
 
-def test_a_resumed_run_with_extra_datasets_has_the_same_weights(finished, tmp_path, interrupt):
+def test_a_resumed_run_with_extra_datasets_has_the_same_weights(finished, tmp_path):
     config, _ = finished
     stopped = replace(config, out=tmp_path / "stopped")
-    with interrupt(6):
+    with interrupted(6):
         run_student(stopped)
     # A run with other extra datasets does not resume it.
     with pytest.raises(InputError, match="extra"):

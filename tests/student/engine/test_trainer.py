@@ -79,12 +79,14 @@ def test_a_run_logs_every_step_and_saves_its_end(make_trainer):
     ("workers", "step", "options"),
     [
         (0, 7, {"ema": 0.0, "dropout": 0.3, "schedule": "step", "drop_epoch": 1}),
-        (1, 2, {"dropout": 0.3, "accumulation": 2}),
+        (1, 2, {"dropout": 0.3, "accumulation": 2, "batch_size": 7, "last_batch": "fill"}),
     ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(make_trainer, workers, step, options):
     whole = make_trainer("whole", **options)
     whole.go()
+    # Of 16 images, two epochs of four or of three steps.
+    assert len(logged(whole.run_dir)) == (6 if "last_batch" in options else STEPS)
     stopped = stopping(make_trainer("stopped", workers, **options), step)
     with pytest.raises(KeyboardInterrupt):
         stopped.go()

@@ -93,29 +93,6 @@ def test_workers_end_after_an_error(make):
     assert list(batches) == []
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_an_unreadable_image_in_a_worker_gives_a_one_line_error(
-    make, dataset_root, tmp_path, number
-):
-    images = make()
-    record = images.records[2]
-    broken = tmp_path / record.id
-    broken.write_bytes(record.path.read_bytes()[:500])
-    images.records[2] = type(record)(record.id, broken)
-    loader = DataLoader(
-        images,
-        sampler=[(0, 2)],
-        num_workers=number,
-        collate_fn=list,
-        worker_init_fn=init_worker,
-    )
-    with pytest.raises(InputError) as caught, BatchIterator(loader) as batches:
-        list(batches)
-    assert multiprocessing.active_children() == []
-    assert str(caught.value).startswith(f"{broken}: expected a whole image")
-    assert "\n" not in str(caught.value)
-
-
 @pytest.mark.parametrize(
     ("free", "processes", "expected"),
     [
