@@ -77,21 +77,6 @@ def test_only_the_highest_scores_are_kept(most, kept):
     assert len(detections.boxes) == len(detections.labels) == 2 * len(set(detections.hois[:, 0]))
 
 
-def test_every_image_has_its_own_size_and_name():
-    one = outputs([1], [[1.0, 1.0, 1.0]])
-    both = {name: torch.cat([value, value]) for name, value in one.items()}
-    first, second = select_detections(both, ["a.jpg", "b.jpg"], [(10, 10), (20, 40)], VOCABULARY)
-    assert (first.image_id, second.image_id) == ("a.jpg", "b.jpg")
-    np.testing.assert_allclose(first.boxes * [2, 4, 2, 4], second.boxes)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_logits_give_finite_scores(dtype):
-    found = outputs([1, 2], [[100.0, -100.0, 0.0], [0.0, 100.0, -100.0]], dtype=dtype)
-    (detections,) = select_detections(found, ["a.jpg"], [(10, 10)], VOCABULARY)
-    assert np.isfinite(detections.scores).all() and detections.scores[0] == pytest.approx(1.0)
-
-
 def test_verbs_without_object_in_a_vocabulary_with_roles():
     roles = ({"action": "ride", "roles": ["obj"], "verbs": ["ride"]},)
     found = outputs([1, 3], [[1.0, FAR, FAR], [2.0, FAR, 3.0]])

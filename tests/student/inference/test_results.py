@@ -8,7 +8,6 @@ from PIL import Image
 from evaluation.drawing.canvas import UNSEEN_COLOUR
 from pipeline.types import Detections
 from pipeline.utils.errors import InputError
-from student.inference.postprocess import SelectionConfig
 from student.inference.results import build_result
 
 PICTURE = Image.new("RGB", (600, 400), (120, 120, 120))
@@ -74,15 +73,6 @@ def test_a_result_without_interactions(result):
     pytest.importorskip("supervision", reason="supervision is not installed")
     boxes = empty.to_supervision()
     assert len(boxes) == 0 and boxes.xyxy.shape == (0, 4)
-
-
-@pytest.mark.parametrize(
-    ("threshold", "top", "count"), [(0.75, 10, 2), (0.0, 1, 1), (0.8, 5, 1), (1.0, 5, 0)]
-)
-def test_selection_keeps_the_best(detect, threshold, top, count):
-    kept = SelectionConfig(threshold, top).select(detect(*ROWS))
-    np.testing.assert_array_equal(kept.scores, np.float32([0.9, 0.75, 0.25])[:count])
-    np.testing.assert_array_equal(kept.hois, detect(*ROWS).hois[:count])
 
 
 def test_only_boxes_of_interactions_are_kept_and_renumbered(result):

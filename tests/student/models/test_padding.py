@@ -4,12 +4,6 @@ import torch
 from student.models.padding import get_valid_ratios, pad_images, resize_mask
 
 
-def test_equal_sizes_need_no_mask():
-    pixels, padding = pad_images([torch.ones(3, 4, 5), torch.zeros(3, 4, 5)])
-    assert pixels.shape == (2, 3, 4, 5) and padding is None
-    assert resize_mask(padding, (2, 2)) is None
-
-
 def test_images_are_placed_at_the_top_left():
     pixels, padding = pad_images([torch.ones(3, 2, 6), torch.ones(3, 4, 3)])
     assert pixels.shape == (2, 3, 4, 6)

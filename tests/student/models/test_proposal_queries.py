@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torchvision.ops import box_convert, box_iou, roi_align
+from torchvision.ops import roi_align
 
 from student.config import get_preset
 from student.data.targets import Targets
@@ -161,12 +161,8 @@ def test_queries_of_a_padded_image_are_those_it_has_alone(pair_people):
     for row, one in enumerate(alone):
         for name, value in parts(queries({"stride8": one}, None)).items():
             torch.testing.assert_close(batched[name][row], value[0], rtol=1e-3, atol=1e-4)
-
-
-def test_queries_with_a_mask_without_padding(queries):
-    features = maps()
-    masked = parts(queries(features, torch.zeros(2, 64, 64, dtype=torch.bool)))
-    for name, value in parts(queries(features, None)).items():
+    masked = parts(queries({"stride8": alone[0]}, torch.zeros(1, 56, 88, dtype=torch.bool)))
+    for name, value in parts(queries({"stride8": alone[0]}, None)).items():
         assert torch.equal(masked[name], value)
 
 
@@ -336,33 +332,6 @@ def test_padding_has_no_proposal_loss():
             sums[name] += loss.item() * max(len(labels), 1)
     for name, loss in batched.items():
         assert loss.item() == pytest.approx(sums[name] / 4, rel=1e-4)
-
-
-def test_proposal_head_learns_given_boxes():
-    model = proposal_head(16)
-    torch.manual_seed(1)
-    features = torch.randn(3, 16, 8, 8)
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    first = None
-    for _ in range(80):
-        losses = proposal_losses(
-            model(features), detections(DETECTED_BOXES, DETECTED_LABELS), PERSON
-        )
-        total = losses["proposal_class"] + losses["proposal_box"]
-        first = first or total.item()
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
-    assert all(parameter.grad is not None for parameter in model.parameters())
-    assert total < 0.1 * first
-    proposals = model(features)
-    people = select_top_cells(proposals.logits[:, PERSON : PERSON + 1], proposals.boxes[:, 0], 1)
-    for image in (0, 2):
-        corners = (
-            box_convert(b, "cxcywh", "xyxy") for b in (people.boxes[image], DETECTED_BOXES[image])
-        )
-        assert box_iou(*corners)[0, 0] > 0.6 and people.scores[image, 0] > 0.5
-    assert people.scores[1, 0] < 0.3
 
 
 ROI_BOXES = [

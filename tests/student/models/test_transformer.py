@@ -1,5 +1,3 @@
-import math
-
 import pytest
 import torch
 
@@ -60,42 +58,10 @@ def test_padding_changes_nothing(pre_norm):
         torch.testing.assert_close(outputs(longer, places, padding), alone, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("pre_norm", [False, True])
-def test_all_decoder_layers_are_normalised(pre_norm):
-    encoder, decoder = make(pre_norm)
-    memory = encoder(sequence(6, 0), sequence(6, 1), None)
-    layers = decoder(sequence(3, 2), sequence(3, 3), memory, sequence(6, 1), None)
-    assert layers.shape == (3, 2, 3, D)
-    torch.testing.assert_close(layers.mean(-1), torch.zeros(3, 2, 3), rtol=0, atol=1e-5)
-
-
 def test_an_encoder_without_layers_returns_its_input():
     encoder, _ = make(num_encoder_layers=0)
     tokens = sequence(6, 0)
     assert encoder(tokens, sequence(6, 1), None) is tokens
-
-
-def test_queries_of_an_image_do_not_see_other_images():
-    _, decoder = make()
-    memory, target, queries = sequence(6, 0), sequence(3, 2), sequence(3, 3)
-    both = decoder(target, queries, memory, sequence(6, 1), None)
-    memory[1] = 0
-    torch.testing.assert_close(
-        decoder(target, queries, memory, sequence(6, 1), None)[:, 0], both[:, 0]
-    )
-
-
-def test_position_encoding_by_the_formula():
-    encoding = SinePositionEncoding(8)(torch.zeros(1, 1, 2, 4), None)
-    assert encoding.shape == (1, 8, 2, 4)
-    y, x = 2 * math.pi * 1 / 2, 2 * math.pi * 3 / 4
-    expected = [
-        wave(place / length)
-        for place in (y, x)
-        for length in (1.0, 100.0)
-        for wave in (math.sin, math.cos)
-    ]
-    torch.testing.assert_close(encoding[0, :, 0, 2], torch.tensor(expected), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5)])

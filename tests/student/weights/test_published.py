@@ -1,7 +1,6 @@
 import argparse
 import json
 import zlib
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -100,53 +99,6 @@ def test_config_from_shapes(backbone, optional):
     )
     with torch.device("meta"):
         assert config_from_shapes(to_published(HOIDetector(config).state_dict())) == config
-
-
-def published_names(detr, config):
-    """Keys of a published model: DETR's, its decoder twice, and further heads."""
-    heads = ["obj_class_embed", "verb_class_embed", "is_embed"]
-    names = [
-        name
-        for name in detr
-        if not name.startswith(("bbox_embed", "class_embed", "transformer.decoder."))
-    ]
-    layers = {
-        "decoder": config.num_human_object_layers,
-        "interaction_decoder": config.num_interaction_layers,
-    }
-    for decoder, count in layers.items():
-        for name in detr:
-            inside = name.removeprefix("transformer.decoder.")
-            if name != inside and (inside.startswith("norm") or int(inside.split(".")[1]) < count):
-                names.append(f"transformer.{decoder}.{inside}")
-    boxes = [f"{who}_bbox_embed.layers.{n}" for who in ("sub", "obj") for n in range(3)]
-    matching = ["matching_embed"] if config.matching_head else []
-    linear = [*heads, *boxes, *matching]
-    return names + [f"{name}.{kind}" for name in linear for kind in ("weight", "bias")]
-
-
-@pytest.mark.parametrize(
-    ("pairs", "actions", "pre_norm", "matching_head"),
-    [(3, 3, False, False), (2, 4, True, False), (4, 1, False, True)],
-)
-def test_to_published_gives_the_published_keys(
-    detr_state, small_config, pairs, actions, pre_norm, matching_head
-):
-    config = replace(
-        small_config,
-        num_encoder_layers=4,
-        num_human_object_layers=pairs,
-        num_interaction_layers=actions,
-        pre_norm=pre_norm,
-        matching_head=matching_head,
-    )
-    with torch.device("meta"):
-        state = to_published(HOIDetector(config).state_dict())
-        detr = detr_state(layers=4, pre_norm=pre_norm)
-    assert sorted(state) == sorted(published_names(detr, config))
-    theirs = {name: value.shape for name, value in detr.items() if name in state}
-    theirs.pop("query_embed.weight")
-    assert theirs == {name: state[name].shape for name in theirs}
 
 
 @pytest.mark.parametrize("form", ["model", "module.", "model.", "bare", "safetensors"])
