@@ -14,6 +14,7 @@ from teacher_cache.build import BuildConfig, build_cache
 from teacher_cache.detectors.pairing import PairingConfig
 from teacher_cache.detectors.torchvision import toy_detector
 from teacher_cache.extraction.extract import ExtractionConfig
+from teacher_cache.reader.cache import open_cache
 from teacher_cache.reader.format import SHARDS, TEACHER, TeacherOutputs
 from teacher_cache.reader.manifest import read_manifest
 from teacher_cache.teachers.clip import build_clip, save_clip
@@ -87,6 +88,18 @@ def build_config(tmp_path):
         return BuildConfig(dataset=dataset, out=tmp_path / out, **{**defaults, **changes})
 
     return make
+
+
+@pytest.fixture
+def build(build_config):
+    """`build(dataset, **changes)` builds a cache of such a configuration and opens it."""
+
+    def run(dataset, out="cache", **changes):
+        config = build_config(dataset, out, **changes)
+        build_cache(config)
+        return open_cache(config.out)
+
+    return run
 
 
 @pytest.fixture(scope="session")

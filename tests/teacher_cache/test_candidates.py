@@ -114,22 +114,6 @@ def test_a_detectors_own_proposals_give_its_cache(
     assert "detections in" in err and "over the image's edge" not in err
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"bbox": [10, 10, -5, 5]}, "entry 0.bbox: expected [x, y, width, height]"),
-        ({"image_id": "other.jpg"}, "entry 0.image_id: expected the file name"),
-        ({"category_id": 77}, "entry 0.category_id: expected an object id of toy"),
-    ],
-)
-def test_bad_proposals_leave_no_files(shared_dataset, proposals, tmp_path, change, message):
-    file = proposals(lambda entries: [{**entries[0], **change}, *entries[1:]])
-    out = tmp_path / "cache"
-    code, _, err = run("build", shared_dataset, "--out", out, "--proposals", file)
-    assert code == 2 and err.count("\n") == 1
-    assert f"{file}: {message}" in err and not out.exists()
-
-
 def test_annotated_candidates_are_all_annotated_boxes(shared_dataset, build, vocabulary):
     cache, _ = build(shared_dataset, "--candidates", "annotated")
     num_unlabelled = 0
@@ -208,17 +192,3 @@ def test_the_whole_image_as_region(dataset, build):
         for label in set(outputs.pairs.object_labels.tolist()):
             same = outputs.probabilities[outputs.pairs.object_labels == label]
             np.testing.assert_array_equal(same, np.broadcast_to(same[:1], same.shape))
-
-
-def test_two_templates_are_averaged(shared_dataset, build, finished):
-    templates = ["a picture of person {ing} {object}", "a photo of person {ing} {object}"]
-    options = [arg for template in templates for arg in ("--template", template)]
-    two, _ = build(shared_dataset, *LENIENT, *options)
-    assert two.prompt_embeddings.prompts[0] == (
-        "a picture of person riding horse",
-        "a photo of person riding horse",
-    )
-    found, one = two.prompt_embeddings.embeddings, open_cache(finished)
-    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
-    assert np.abs(found - one.prompt_embeddings.embeddings).max() > 1e-4
-    assert one.manifest["parts"]["prompts"] != two.manifest["parts"]["prompts"]

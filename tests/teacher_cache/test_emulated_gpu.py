@@ -43,21 +43,18 @@ def assert_close(found, expected):
         np.testing.assert_allclose(first.embeddings, second.embeddings, atol=TOLERANCE)
 
 
-def test_a_cache_equals_that_of_a_cpu(finished, shared_dataset, build_config, emulated_gpu):
-    config = build_config(shared_dataset, device="cuda", precision="float32")
-    build_cache(config)
+def test_a_cache_equals_that_of_a_cpu(finished, shared_dataset, build, emulated_gpu):
+    cache = build(shared_dataset, device="cuda", precision="float32")
     assert emulated_gpu.kernels["convolution"] + emulated_gpu.kernels["cudnn_convolution"] > 0
-    assert_close(open_cache(config.out), open_cache(finished))
+    assert_close(cache, open_cache(finished))
 
 
-def test_the_host_waits_once_per_batch(shared_dataset, build_config, emulated_gpu):
+def test_the_host_waits_once_per_batch(shared_dataset, build, extraction, emulated_gpu):
     """Not counting torchvision's detector, whose outputs have sizes that only the GPU knows."""
-    config = build_config(shared_dataset, device="cuda", images_per_shard=100)
-    build_cache(config)
-    cache = open_cache(config.out)
+    cache = build(shared_dataset, device="cuda", images_per_shard=100)
     regions = sum(len(cache[image].region_boxes) for image in cache.image_ids)
-    batches = -(-regions // config.extraction.regions_per_batch)
-    images = -(-len(cache.image_ids) // config.extraction.images_per_batch)
+    batches = -(-regions // extraction.regions_per_batch)
+    images = -(-len(cache.image_ids) // extraction.images_per_batch)
     events = emulated_gpu.waits_of("event")
     assert events == batches + images
     others = {
@@ -122,7 +119,7 @@ def test_the_error_names_an_image_whose_embeddings_are_not_finite(
 
 @pytest.mark.parametrize("model", [ClipTeacher, Detector])
 def test_the_error_of_too_little_memory_names_the_batch_sizes(
-    monkeypatch, shared_dataset, build_config, emulated_gpu, model
+    monkeypatch, shared_dataset, build, emulated_gpu, model
 ):
     def run_out(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has\n")
@@ -130,21 +127,19 @@ def test_the_error_of_too_little_memory_names_the_batch_sizes(
     name = "encode_images_async" if model is ClipTeacher else "__call__"
     monkeypatch.setattr(model, name, run_out)
     with pytest.raises(InputError) as caught:
-        build_cache(build_config(shared_dataset, device="cuda"))
+        build(shared_dataset, device="cuda")
     message = str(caught.value)
     assert "8 regions" in message and "3 images" in message and "128 x 128" in message
     assert "\n" not in message
 
 
-def test_models_use_the_given_gpu(monkeypatch, shared_dataset, build_config, emulate_cuda):
+def test_models_use_the_given_gpu(shared_dataset, build, emulate_cuda):
     with emulate_cuda(devices=2) as gpu:
-        build_cache(build_config(shared_dataset, device="cuda:1"))
+        build(shared_dataset, device="cuda:1")
         assert gpu.current == 1
 
 
-def test_the_builder_frees_its_models_for_workers(
-    monkeypatch, shared_dataset, build_config, emulate_cuda
-):
+def test_the_builder_frees_its_models_for_workers(monkeypatch, shared_dataset, build, emulate_cuda):
     clips = []
     init = BuildInputs.__init__
 
@@ -163,7 +158,7 @@ def test_the_builder_frees_its_models_for_workers(
 
     monkeypatch.setattr("teacher_cache.cluster.modes._open_workers", open_workers)
     with emulate_cuda(devices=2), pytest.raises(InputError, match="stop here"):
-        build_cache(build_config(shared_dataset, device="auto"))
+        build(shared_dataset, device="auto")
 
 
 # Gives every child process an emulated GPU, and logs which real one it would use.
@@ -183,7 +178,7 @@ torch.cuda.set_device = set_device
 
 @pytest.mark.slow
 def test_each_worker_uses_one_gpu(
-    monkeypatch, finished, shared_dataset, build_config, emulate_cuda, tmp_path
+    monkeypatch, finished, shared_dataset, build, emulate_cuda, tmp_path
 ):
     """Without a GPU they would have another precision than the builder, and refuse the task."""
     folder, log = tmp_path / "children", tmp_path / "shown"
@@ -192,11 +187,9 @@ def test_each_worker_uses_one_gpu(
     (folder / "sitecustomize.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", str(folder))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    config = build_config(shared_dataset, device="auto", mode=LocalWorkers(2))
     with emulate_cuda(devices=2):
-        build_cache(config)
+        cache = build(shared_dataset, device="auto", mode=LocalWorkers(2))
     assert set(log.read_text().split()) == {"0", "1"}
-    cache = open_cache(config.out)
     assert cache.manifest["parts"]["clip.precision"] == "float16"
     assert cache.image_ids == open_cache(finished).image_ids and cache.failed == {}
 

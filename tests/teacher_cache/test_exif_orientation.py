@@ -13,8 +13,6 @@ from pipeline.images import read_image
 from pipeline.utils.errors import InputError
 from teacher_cache.analysis.evaluate import evaluate_teacher
 from teacher_cache.analysis.show import show_image
-from teacher_cache.build import build_cache
-from teacher_cache.reader.cache import open_cache
 
 ANNOTATIONS = "annotations/trainval_hico.json"
 
@@ -41,7 +39,7 @@ def detections_in_stored_pixels(root):
 
 
 @pytest.mark.parametrize("candidates", ["detector", "annotated", "proposals"])
-def test_rotated_copies_give_equal_caches(twins, build_config, tmp_path, candidates, messages):
+def test_rotated_copies_give_equal_caches(twins, build, tmp_path, candidates, messages):
     caches = []
     for root in twins:
         changes = {}
@@ -51,8 +49,7 @@ def test_rotated_copies_give_equal_caches(twins, build_config, tmp_path, candida
         else:
             changes["candidates"] = candidates
         messages.clear()
-        build_cache(build_config(root, root.name, **changes))
-        caches.append(open_cache(tmp_path / root.name))
+        caches.append(build(root, root.name, **changes))
     upright, stored = caches
     assert upright.image_ids == stored.image_ids and len(upright) == 7
     for name in upright.image_ids:
@@ -64,10 +61,8 @@ def test_rotated_copies_give_equal_caches(twins, build_config, tmp_path, candida
     assert 'orientation = "stored"' in "".join(messages)
 
 
-def test_a_cache_belongs_to_one_orientation_setting(twins, build_config, tmp_path):
-    config = build_config(twins[1], candidates="annotated")
-    build_cache(config)
-    cache = open_cache(config.out)
+def test_a_cache_belongs_to_one_orientation_setting(twins, build, tmp_path):
+    cache = build(twins[1], candidates="annotated")
     dataset = open_dataset(twins[1])
     cache.check(dataset.vocabulary, dataset.load("train").digest, "train")
     with pytest.raises(InputError, match="annotations"):
@@ -75,10 +70,10 @@ def test_a_cache_belongs_to_one_orientation_setting(twins, build_config, tmp_pat
             dataset.vocabulary, replace(dataset, orientation="upright").load("train").digest
         )
     name = cache.image_ids[0]
-    show_image(config.out, name, twins[1], tmp_path / "drawn.png")
+    show_image(cache.path, name, twins[1], tmp_path / "drawn.png")
     assert read_image(tmp_path / "drawn.png").size[0] > 0
     predictions = tmp_path / "predictions.json"
-    evaluate_teacher(config.out, twins[1], predictions=predictions)
+    evaluate_teacher(cache.path, twins[1], predictions=predictions)
     stored = json.loads(predictions.read_text())
     entries = json.loads((twins[1] / ANNOTATIONS).read_text())
     for image, entry in zip(stored, entries, strict=True):
@@ -94,7 +89,7 @@ def test_a_cache_belongs_to_one_orientation_setting(twins, build_config, tmp_pat
     ],
 )
 def test_wrong_sizes_are_refused_before_the_build(
-    twins, build_config, tmp_path, turned_twins, change, facts
+    twins, build, tmp_path, turned_twins, change, facts
 ):
     _, root = turned_twins(twins[0], tmp_path, "train")
     description = root / "dataset.toml"
@@ -103,16 +98,13 @@ def test_wrong_sizes_are_refused_before_the_build(
     for entry in entries:
         entry["width"], entry["height"] = change((entry["width"], entry["height"]))
     (root / ANNOTATIONS).write_text(json.dumps(entries))
-    config = build_config(root)
     with pytest.raises(InputError) as caught:
-        build_cache(config)
+        build(root)
     assert all(fact in str(caught.value) for fact in facts), str(caught.value)
-    assert not config.out.exists()
+    assert not (tmp_path / "cache").exists()
 
 
-def test_outdated_exif_tags_are_ignored_with_orientation_stored(
-    twins, build_config, tmp_path, messages
-):
+def test_outdated_exif_tags_are_ignored_with_orientation_stored(twins, build, tmp_path, messages):
     root = shutil.copytree(twins[0], tmp_path / "toy")
     exif = Image.Exif()
     exif[0x0112] = 8
@@ -122,13 +114,8 @@ def test_outdated_exif_tags_are_ignored_with_orientation_stored(
         image.save(path, "PNG", exif=exif)
     description = root / "dataset.toml"
     description.write_text('orientation = "stored"\n' + description.read_text())
-    caches = []
-    for number, data in enumerate((twins[0], root)):
-        config = build_config(data, f"cache-{number}")
-        build_cache(config)
-        caches.append(open_cache(config.out))
+    upright, stored = build(twins[0], "upright"), build(root, "stored")
     assert sum("left over" in line for line in messages) == 1
-    upright, stored = caches
     for name in upright.image_ids:
         np.testing.assert_array_equal(
             upright[name].pairs.human_boxes, stored[name].pairs.human_boxes

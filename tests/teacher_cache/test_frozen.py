@@ -1,7 +1,6 @@
 """A stored sample of format 1, of which all later versions must read every value."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -115,8 +114,3 @@ def test_rescoring(cache, tmp_path):
         np.testing.assert_allclose(
             rescored[image].probabilities, cache[image].probabilities, atol=1e-2
         )
-
-
-def test_a_copy_in_another_folder(tmp_path):
-    copy = open_cache(shutil.copytree(CACHE, tmp_path / "copy"))
-    assert copy.image_ids == IMAGES and len(copy[IMAGES[0]].pairs) == 15

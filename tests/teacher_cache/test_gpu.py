@@ -9,8 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-from teacher_cache.build import build_cache
-from teacher_cache.reader.cache import open_cache
 from teacher_cache.teachers.regions import RegionMode, crop_regions
 from teacher_cache.toy.train import (
     ToyModelsConfig,
@@ -23,25 +21,18 @@ pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 2e-3), ("auto", 2e-2)])
-def test_outputs_are_those_of_a_cpu(shared_dataset, build_config, gpu, precision, tolerance):
-    caches = []
-    for name, device, device_precision in (("cpu", "cpu", "float32"), ("gpu", "cuda", precision)):
-        config = build_config(
-            shared_dataset, name, device=device, precision=device_precision, candidates="annotated"
-        )
-        build_cache(config)
-        caches.append(open_cache(config.out))
-    on_cpu, on_gpu = caches
+def test_outputs_are_those_of_a_cpu(shared_dataset, build, gpu, precision, tolerance):
+    options = {"candidates": "annotated"}
+    on_cpu = build(shared_dataset, "cpu", device="cpu", precision="float32", **options)
+    on_gpu = build(shared_dataset, "gpu", device="cuda", precision=precision, **options)
     for image in on_cpu.image_ids:
         for name in ("probabilities", "embeddings"):
             found, expected = (getattr(cache[image], name) for cache in (on_gpu, on_cpu))
             np.testing.assert_allclose(found, expected, atol=tolerance)
 
 
-def test_a_build_with_the_detector(shared_dataset, build_config, gpu):
-    config = build_config(shared_dataset, device="cuda")
-    build_cache(config)
-    cache = open_cache(config.out)
+def test_a_build_with_the_detector(shared_dataset, build, gpu):
+    cache = build(shared_dataset, device="cuda")
     assert cache.failed == {} and len(cache.image_ids) == 7
     for image in cache.image_ids:
         assert np.isfinite(cache[image].embeddings).all()

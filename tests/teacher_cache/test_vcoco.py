@@ -5,9 +5,7 @@ from PIL import Image
 
 from pipeline.datasets.dataset import open_dataset
 from pipeline.vocabulary import load_vocabulary
-from teacher_cache.build import build_cache
 from teacher_cache.detectors.pairing import annotated_pairs
-from teacher_cache.reader.cache import open_cache
 
 PERSON, BALL, RACKET = 1, 37, 43
 DESCRIPTION = """
@@ -41,7 +39,7 @@ IMAGES = [
 ]
 
 
-def test_only_pairs_with_an_object_get_outputs(tmp_path, write_vcoco, write_models, build_config):
+def test_only_pairs_with_an_object_get_outputs(tmp_path, write_vcoco, write_models, build):
     vocabulary = load_vocabulary("vcoco")
     write_vcoco(tmp_path, IMAGES, "trainval")
     image_folder = tmp_path / "images/train2014"
@@ -52,10 +50,9 @@ def test_only_pairs_with_an_object_get_outputs(tmp_path, write_vcoco, write_mode
         Image.fromarray(pixels).save(image_folder / f"COCO_val2014_{number:012}.jpg")
     write_models(tmp_path, vocabulary, context_length=12)
     (tmp_path / "dataset.toml").write_text(DESCRIPTION)
-    build_cache(build_config(tmp_path))
+    cache = build(tmp_path)
 
     file = open_dataset(tmp_path).load("train")
-    cache = open_cache(tmp_path / "cache")
     cache.check(vocabulary, file.digest)
     first, second = (cache[annotation.image_id] for annotation in file.annotations)
     annotated = first.pairs.sources == 0

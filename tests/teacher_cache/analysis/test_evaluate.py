@@ -8,15 +8,11 @@ from pipeline.datasets.dataset import open_dataset
 from pipeline.types import Annotation, Pairs
 from pipeline.utils.errors import InputError
 from teacher_cache.analysis.evaluate import (
-    TeacherScores,
-    VerbScores,
     evaluate_teacher,
-    format_teacher_scores,
     match_annotated_pairs,
     score_pairs,
     teacher_detections,
 )
-from teacher_cache.build import build_cache
 from teacher_cache.detectors.pairing import annotated_pairs, concatenate_pairs
 from teacher_cache.reader.format import ANNOTATED, TeacherOutputs
 
@@ -61,11 +57,10 @@ def test_results_of_a_cache(score, shared_dataset, vocabulary, tmp_path, capsys)
     assert scores.mean_ap() == pytest.approx(results.metrics["full"], abs=1e-6)
 
 
-def test_pairs_of_annotated_boxes(shared_dataset, build_config, score):
+def test_pairs_of_annotated_boxes(shared_dataset, build, score):
     """With annotated boxes as candidates every annotated pair is proposed."""
-    config = build_config(shared_dataset, out="annotated", candidates="annotated")
-    build_cache(config)
-    results = score(cache=config.out, json=None)
+    cache = build(shared_dataset, candidates="annotated")
+    results = score(cache=cache.path, json=None)
     assert results.protocol == "annotated"
     shares = [results.extra[f"{name}_recall"] for name in ("person", "object", "pair")]
     assert shares == [1, 1, 1]
@@ -196,19 +191,3 @@ def test_people_are_not_objects(vocabulary):
     given = make_outputs(image, [(BOXES[0], BOXES[1], HORSE, 1, 1)], [])
     rates, _ = rate(vocabulary, (image, given))
     assert (rates["object_recall"], rates["pair_recall"]) == (1, 0.5)
-
-
-def test_the_score_table_is_aligned():
-    verbs = (
-        VerbScores("sit on", False, 12, 0.5, 0.25, 0.75, 0.125),
-        VerbScores("jump", True, 0, np.nan, np.nan, np.nan, np.nan),
-    )
-    groups = [("Full", 0.5, 0.25), ("Seen", 0.4, None)]
-    lines = format_teacher_scores(TeacherScores("t", groups, {"person_recall": np.nan}, verbs))
-    rows = {line[:24].strip(): line[24:].split() for line in lines}
-    assert rows["Full"] == ["50.0", "25.0"] and rows["Seen"] == ["40.0", "-"]
-    assert rows["person recall"] == ["-"]
-    table = lines[next(row for row, line in enumerate(lines) if line.startswith("verb")) :]
-    assert len({len(line) for line in table}) == 1
-    assert table[1].split() == ["sit", "on", "12", "50.0", "25.0", "75.0", "12.5"]
-    assert table[2].split() == ["jump", "*", "0", "-", "-", "-", "-"]

@@ -30,12 +30,8 @@ def test_the_figure_of_the_overview(tmp_path, num_objects, num_verbs, max_pairs)
 
 @pytest.mark.parametrize("num_verbs", [0, 2, 117])
 def test_the_figure_of_scores(tmp_path, num_verbs):
-    file = tmp_path / "t.png"
-    rows = (
-        VerbScores("sit on", False, 12, 0.5, 0.25, 0.75, 0.125),
-        VerbScores("jump", True, 0, np.nan, np.nan, np.nan, np.nan),
-    )
+    rows = [("sit on", False, 12, 0.5, 0.25, 0.75, 0.125), ("jump", True, 0, *[np.nan] * 4)]
+    verbs = [VerbScores(*rows[number % 2]) for number in range(num_verbs)]
     groups = [("Full", 0.5, 0.25), ("Seen", 0.4, None)]
-    verbs = [rows[number % 2] for number in range(num_verbs)]
-    draw_teacher_scores(file, TeacherScores("t", groups, {}, verbs))
-    assert file.read_bytes().startswith(b"\x89PNG")
+    draw_teacher_scores(tmp_path / "t.png", TeacherScores("t", groups, {}, verbs))
+    assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")

@@ -82,21 +82,26 @@ def test_modes(run, configured, monkeypatch, options, mode, share, threads):
         ("--dry-run", "--dry-run: expected together with --slurm"),
         ("--slurm --walltime 4h", "--walltime: expected SLURM's form"),
         ("--slurm --memory lots", "--memory: expected a size such as 16GB, found lots"),
-        ("--slurm --dry-run --memory=", "--memory: expected a size"),
-        ("--slurm --dry-run --memory 16", "--memory: expected a size"),
-        ("--slurm --dry-run --memory nan", "--memory: expected a size"),
+        *(
+            (f"--slurm --dry-run --memory={text}", "--memory: expected")
+            for text in ("", "16", "nan")
+        ),
         ("--slurm --memory=-5GB", "--memory: expected a size"),
         ("--slurm --cores 0", "--cores"),
         ("--slurm", "--slurm: expected SLURM's sbatch on this machine, found none"),
         ("--workers -1", "--workers"),
         ("--threads 0", "--threads"),
         ("--jobs 0 --slurm", "--jobs"),
+        *(
+            (["--slurm", "--dry-run", f"--directive={text}"], "expected an option of sbatch")
+            for text in ("", " ", "exclusive", "#SBATCH", "-", "--mem=3G\nrm x")
+        ),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_2(run, monkeypatch, tmp_path, options, text):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("SLURM_ARRAY_TASK_ID", raising=False)
-    done = run(*options.split())
+    done = run(*(options.split() if isinstance(options, str) else options))
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1 and text in done.stderr
 
@@ -127,35 +132,29 @@ def test_a_dry_run_prints_the_job_script(run, monkeypatch, tmp_path):
     assert lines[prologue - 1].startswith("export OMP_NUM_THREADS=$cores")
 
 
-@pytest.mark.parametrize("text", ["", " ", "exclusive", "#SBATCH", "-", "--mem=3G\nrm x"])
-def test_directives_are_options_of_sbatch(run, text):
-    done = run("--slurm", "--dry-run", f"--directive={text}")
-    (line,) = done.stderr.splitlines()
-    assert done.returncode == 2 and "--directive: expected an option of sbatch" in line
-
-
-TIME = ("--cpus-per-task=4", "--time=04:00:00")
+CORES, MEMORY, TIME = "--cpus-per-task=4", "--mem=15G", "--time=04:00:00"
 
 
 @pytest.mark.parametrize(
     ("options", "directives"),
     [
-        ([], ["--cpus-per-task=4", "--mem=15G", "--time=04:00:00"]),
-        (["--cores", "none", "--memory", "none", "--walltime", "none"], []),
-        (["--memory", "0"], ["--cpus-per-task=4", "--mem=0", "--time=04:00:00"]),
-        (["--directive=--mem-per-cpu=4G"], [*TIME, "--mem-per-cpu=4G"]),
-        (["--directive", "--exclusive --mem-per-gpu 4G"], [*TIME, "--exclusive --mem-per-gpu 4G"]),
-        (["--directive=#SBATCH --mem=3G"], [*TIME, "--mem=3G"]),
-        (["--directive=-c8", "--directive=--time=2:00:00"], ["--mem=15G", "-c8", "--time=2:00:00"]),
+        ("", [CORES, MEMORY, TIME]),
+        ("--cores none --memory none --walltime none", []),
+        ("--memory 0", [CORES, "--mem=0", TIME]),
+        ("--directive=--mem-per-cpu=4G", [CORES, TIME, "--mem-per-cpu=4G"]),
+        ("--directive=-c8 --directive=--time=2:00:00", [MEMORY, "-c8", "--time=2:00:00"]),
+        ("--directive=--mem-bind=local", [CORES, MEMORY, TIME, "--mem-bind=local"]),
         (
-            ["--directive=--mem-bind=local"],
-            ["--cpus-per-task=4", "--mem=15G", "--time=04:00:00", "--mem-bind=local"],
+            ["--directive", "--exclusive --mem-per-gpu 4G"],
+            [CORES, TIME, "--exclusive --mem-per-gpu 4G"],
         ),
+        (["--directive=#SBATCH --mem=3G"], [CORES, TIME, "--mem=3G"]),
     ],
 )
 def test_resources_of_jobs(run, options, directives):
     """A directive replaces the option that sets the same resource."""
-    lines = run("--slurm", "--dry-run", *options).stdout.splitlines()
+    words = options.split() if isinstance(options, str) else options
+    lines = run("--slurm", "--dry-run", *words).stdout.splitlines()
     found = [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH")]
     assert [text for text in found if not text.startswith(("--job", "--nt", "--out"))] == directives
 

@@ -1,7 +1,6 @@
 """Most tests dispatch small functions instead of shards: workers then load no models' libraries."""
 
 import errno
-import logging
 import os
 import time
 from pathlib import Path
@@ -115,14 +114,6 @@ def test_errors_of_workers_are_raised_by_the_build(run, error, kind, text):
     assert getattr(caught.value, "errno", None) == getattr(error, "errno", None)
 
 
-def test_the_monitor_may_end_the_build(run):
-    def monitor(remaining):
-        raise InputError("no workers")
-
-    with pytest.raises(InputError, match="no workers"):
-        run(lambda task: task.path.name, ["a"], monitor)
-
-
 def test_a_lost_scheduler():
     class Client:
         def nthreads(self):
@@ -134,17 +125,6 @@ def test_a_lost_scheduler():
     workers = Workers(Client(), lambda remaining: None)
     with pytest.raises(InputError, match="--scheduler: lost the connection"):
         dispatch(make_tasks(["a"]), workers, Progress(2, "dispatching"))
-
-
-def test_dasks_log_is_silenced_and_restored():
-    logger = logging.getLogger("distributed.client")
-    before = logger.level
-    logger.setLevel(logging.INFO)
-    with silence_dask():
-        assert not logger.isEnabledFor(logging.ERROR)
-        assert not logging.getLogger("distributed.nanny").isEnabledFor(logging.ERROR)
-    assert logger.level == logging.INFO
-    logger.setLevel(before)
 
 
 @pytest.mark.parametrize(

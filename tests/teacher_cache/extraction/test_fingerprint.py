@@ -9,27 +9,12 @@ from teacher_cache.reader.fingerprint import compute_fingerprint
 from teacher_cache.teachers.clip import ClipTeacher
 from teacher_cache.teachers.regions import RegionMode
 
-CLIP = {
-    "name": "ViT-B-32",
-    "weights_digest": "1",
-    "quick_gelu": False,
-    "image_size": 224,
-    "interpolation": "bicubic",
-    "precision": "float32",
-    "mean": (0.5, 0.5, 0.5),
-    "std": (0.5, 0.5, 0.5),
-}
+CLIP_FIELDS = ("quick_gelu", "image_size", "interpolation", "precision", "mean", "std")
+CLIP = {"name": "ViT-B-32", "weights_digest": "1", **dict.fromkeys(CLIP_FIELDS, "same")}
 DETECTOR = {"name": "ssd300_vgg16", "weights_digest": "2", "classes": None}
 PAIRING = PairingConfig(0.2, 0.2, 15, 15)
 EXTRACTION = ExtractionConfig(pairing=PAIRING)
 DATA = {"vocabulary": "3", "annotations": "4", "part": "train", "proposals": None}
-
-
-class Digest(SimpleNamespace):
-    """Something with a digest; its method can be called, as that of a vocabulary."""
-
-    def digest(self):
-        return self.value
 
 
 def make_parts(clip=(), detector=(), data=(), prompts=(("a", "b"),), **extraction):
@@ -37,7 +22,7 @@ def make_parts(clip=(), detector=(), data=(), prompts=(("a", "b"),), **extractio
     values = {**DATA, **dict(data)}
     annotations = SimpleNamespace(digest=values["annotations"], part=values["part"])
     proposals = values["proposals"] and SimpleNamespace(digest=values["proposals"])
-    vocabulary = Digest(value=values["vocabulary"])
+    vocabulary = SimpleNamespace(digest=lambda: values["vocabulary"])
 
     def model(kind, defaults, changes):
         fake = SimpleNamespace(**{**defaults, **dict(changes)})
@@ -56,10 +41,7 @@ def make_parts(clip=(), detector=(), data=(), prompts=(("a", "b"),), **extractio
 CHANGES = {
     "clip.model": {"clip": {"name": "other"}},
     "clip.weights": {"clip": {"weights_digest": "other"}},
-    **{
-        f"clip.{name}": {"clip": {name: "other"}}
-        for name in ("quick_gelu", "image_size", "interpolation", "precision", "mean", "std")
-    },
+    **{f"clip.{name}": {"clip": {name: "other"}} for name in CLIP_FIELDS},
     "detector.model": {"detector": {"name": "other"}},
     "detector.weights": {"detector": {"weights_digest": "other"}},
     **{name: {"data": {name: "other"}} for name in ("vocabulary", "annotations", "part")},

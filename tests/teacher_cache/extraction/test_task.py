@@ -7,7 +7,7 @@ import pytest
 from pipeline.utils.errors import InputError
 from teacher_cache.build import build_cache
 from teacher_cache.extraction import task as task_module
-from teacher_cache.extraction.inputs import clear_build_inputs, get_build_inputs
+from teacher_cache.extraction.inputs import clear_build_inputs
 from teacher_cache.extraction.task import make_shard
 from teacher_cache.reader.format import MANIFEST, SHARDS
 
@@ -62,15 +62,6 @@ def test_absolute_paths_of_inputs(tasks, monkeypatch, tmp_path):
     assert relative.absolute() == config
     named = replace(config, clip=replace(config.clip, model="ViT-B-32", weights="openai"))
     assert named.absolute() == named
-
-
-def test_batch_sizes_and_strictness_do_not_change_the_fingerprint(tasks):
-    config = tasks[0].inputs_config
-    extraction = replace(
-        config.extraction, images_per_batch=3, regions_per_batch=5, embeddings=False, strict=True
-    )
-    parts = get_build_inputs(config).parts
-    assert get_build_inputs(replace(config, extraction=extraction)).parts == parts
 
 
 def test_a_worker_with_other_inputs_than_the_builder_is_refused(tasks):

@@ -8,7 +8,6 @@ from commands import run_command
 
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import write_json
-from teacher_cache.build import build_cache
 from teacher_cache.cli import main
 from teacher_cache.maintenance.add_prompts import (
     create_prompts_file,
@@ -100,11 +99,9 @@ def test_interactions_of_a_wider_vocabulary_are_added(add, vocabulary, tmp_path,
     assert "1 interactions left out" in messages[0] and messages[0].endswith("cache: piano")
 
 
-def test_several_templates_are_averaged(add, dataset, build_config):
+def test_several_templates_are_averaged(add, dataset, build):
     templates = ("a photo of person {ing} {object}", "person {ing} {object}")
-    fresh = build_config(dataset, out="two", templates=templates)
-    build_cache(fresh)
-    made = add("kicking:dog", cache=fresh.out)
+    made = add("kicking:dog", cache=build(dataset, templates=templates).path)
     assert made.prompts == (("a photo of person kicking dog", "person kicking dog"),)
 
 

@@ -1,11 +1,9 @@
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from pipeline.utils.errors import InputError
-from teacher_cache.build import build_cache
 from teacher_cache.maintenance.merge import merge_caches
 from teacher_cache.reader.cache import open_cache
 from teacher_cache.reader.format import MANIFEST, SHARDS
@@ -41,7 +39,7 @@ def test_jobs_on_separate_disks(jobs, finished, tmp_path, contents, shares, caps
     assert contents(tmp_path / "new") == contents(finished)
 
 
-def test_images_on_separate_disks(dataset, build_config, finished, tmp_path):
+def test_images_on_separate_disks(dataset, build, finished, tmp_path):
     """Each cache is finished, but contains only the images on its machine's disk."""
     names = sorted(path.name for path in (dataset / "images/train2015").iterdir())
     folders = []
@@ -50,9 +48,7 @@ def test_images_on_separate_disks(dataset, build_config, finished, tmp_path):
         # Two images are on no disk.
         for name in {*absent, names[4], names[-1]}:
             (part / "images/train2015" / name).unlink()
-        config = build_config(part, out=f"part{number}")
-        build_cache(config)
-        folders.append(config.out)
+        folders.append(build(part, out=f"part{number}").path)
     merge_caches(folders, tmp_path / "new")
     new, old = open_cache(tmp_path / "new"), open_cache(finished)
     assert sorted(new.image_ids) == [*names[:4], names[5]]
@@ -73,7 +69,7 @@ def test_a_merge_can_be_resumed(finished, tmp_path, contents, messages):
     assert "nothing to do" in messages[0]
 
 
-def other_probabilities(finished, dataset, build_config, jobs):
+def other_probabilities(finished, dataset, build, jobs):
     folders = jobs([FIRST, SECOND], [SECOND, THIRD])
     path, fingerprint = folders[1] / SHARDS / SECOND, open_cache(finished).fingerprint
     layout = read_layout(path, fingerprint)
@@ -83,24 +79,11 @@ def other_probabilities(finished, dataset, build_config, jobs):
     return folders
 
 
-def other_threshold(finished, dataset, build_config, jobs):
-    config = build_config(dataset, out="other")
-    pairing = replace(config.extraction.pairing, person_threshold=0.07)
-    build_cache(replace(config, extraction=replace(config.extraction, pairing=pairing)))
-    return [finished, config.out]
+def built_otherwise(**changes):
+    return lambda finished, dataset, build, jobs: [finished, build(dataset, **changes).path]
 
 
-def other_sizes(finished, dataset, build_config, jobs):
-    config = build_config(dataset, out="other", images_per_shard=4)
-    build_cache(config)
-    return [finished, config.out]
-
-
-def missing_shard(finished, dataset, build_config, jobs):
-    return jobs([FIRST], [THIRD])
-
-
-def damaged_shard(finished, dataset, build_config, jobs):
+def damaged_shard(finished, dataset, build, jobs):
     folders = jobs([FIRST], [SECOND, THIRD])
     path = folders[1] / SHARDS / SECOND
     path.write_bytes(path.read_bytes()[:2000])
@@ -111,17 +94,18 @@ def damaged_shard(finished, dataset, build_config, jobs):
     ("make", "text"),
     [
         (other_probabilities, r"job1/.*00001.h5: toy_\w+\.jpg: expected the outputs of .*job0/"),
-        (other_threshold, r"others \(person_threshold: 0.06, now 0.07\)$"),
-        (other_sizes, r"others \(images_per_shard: 3, now 4\)$"),
-        (missing_shard, "expected shard 00001.h5 in one of them"),
+        (
+            built_otherwise(templates=("person {ing} {object}",)),
+            r"others \(prompts: \w+, now \w+\)$",
+        ),
+        (built_otherwise(images_per_shard=4), r"others \(images_per_shard: 3, now 4\)$"),
+        (lambda *given: given[-1]([FIRST], [THIRD]), "expected shard 00001.h5 in one of them"),
         (damaged_shard, r"00001.h5: expected"),
         (lambda finished, dataset, *_: [finished, dataset], "toy: expected a cache folder"),
     ],
 )
-def test_caches_that_do_not_match_are_refused(
-    finished, dataset, build_config, jobs, tmp_path, make, text
-):
+def test_caches_that_do_not_match_are_refused(finished, dataset, build, jobs, tmp_path, make, text):
     with pytest.raises(InputError, match=text) as caught:
-        merge_caches(make(finished, dataset, build_config, jobs), tmp_path / "new")
+        merge_caches(make(finished, dataset, build, jobs), tmp_path / "new")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "new").exists()

@@ -10,7 +10,6 @@ import pytest
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import write_json
 from pipeline.vocabulary import load_vocabulary
-from teacher_cache.build import build_cache
 from teacher_cache.maintenance import rescore as module
 from teacher_cache.maintenance.rescore import RescoreConfig, map_object_labels, rescore_cache
 from teacher_cache.reader.cache import open_cache
@@ -46,12 +45,11 @@ def assert_close_probabilities(found, expected):
         )
 
 
-def test_other_templates_give_the_outputs_of_a_new_build(config, shared_dataset, build_config):
+def test_other_templates_give_the_outputs_of_a_new_build(config, shared_dataset, build):
     templates = (OTHER_TEMPLATE, "person {ing} {object}")
-    fresh = build_config(shared_dataset, out="fresh", templates=templates)
-    build_cache(fresh)
+    expected = build(shared_dataset, out="fresh", templates=templates)
     rescore_cache(replace(config, templates=templates))
-    old, new, expected = map(open_cache, (config.cache, config.out, fresh.out))
+    old, new = map(open_cache, (config.cache, config.out))
     assert_same_pairs_and_regions(old, new)
     assert new.prompt_embeddings.prompts == expected.prompt_embeddings.prompts
     np.testing.assert_allclose(
@@ -158,13 +156,12 @@ def test_a_rescored_cache_can_be_rescored(config, tmp_path):
     assert_close_probabilities(open_cache(again.out), open_cache(config.cache))
 
 
-def without_embeddings(config, dataset, build_config):
-    other = build_config(dataset, out="bare")
-    build_cache(replace(other, extraction=replace(other.extraction, embeddings=False)))
-    return replace(config, cache=other.out, temperature=0.5)
+def without_embeddings(config, dataset, build, extraction):
+    other = build(dataset, out="bare", extraction=replace(extraction, embeddings=False))
+    return replace(config, cache=other.path, temperature=0.5)
 
 
-def with_another_clip(config, dataset, build_config):
+def with_another_clip(config, dataset, build, extraction):
     weights = dataset / "teacher/open_clip_model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
@@ -172,7 +169,7 @@ def with_another_clip(config, dataset, build_config):
     return replace(config, templates=(OTHER_TEMPLATE,), clip_model=str(dataset / "teacher"))
 
 
-def without_settings(config, dataset, build_config):
+def without_settings(config, dataset, build, extraction):
     folder = shutil.copytree(config.cache, config.out.parent / "copy")
     value = json.loads((folder / MANIFEST).read_text())
     write_json(folder / MANIFEST, {**value, "settings": {}})
@@ -197,8 +194,8 @@ def changed(**changes):
         (changed(vocabulary="vcoco"), "found none named"),
     ],
 )
-def test_bad_input_leaves_no_files(config, dataset, build_config, make, text):
+def test_bad_input_leaves_no_files(config, dataset, build, extraction, make, text):
     with pytest.raises(InputError, match=text) as caught:
-        rescore_cache(make(config, dataset, build_config))
+        rescore_cache(make(config, dataset, build, extraction))
     assert "\n" not in str(caught.value)
     assert not config.out.exists()

@@ -1,5 +1,6 @@
 import json
 import shutil
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -23,11 +24,6 @@ FILES = [MANIFEST, PLAN, TEACHER, *SHARD_FILES]
 
 
 @pytest.fixture
-def cache(copy):
-    return copy
-
-
-@pytest.fixture
 def no_build(monkeypatch):
     """Makes a test fail if the models are run."""
     monkeypatch.setattr(verify_module, "_repeat_command", lambda *_: pytest.fail("built again"))
@@ -47,24 +43,18 @@ def flip_bit(path, offset=-50):
     path.write_bytes(content)
 
 
-def test_an_undamaged_cache(cache, capsys):
-    verify_cache(cache)
-    (line,) = capsys.readouterr().out.splitlines()
-    assert "7 images in 3 shards" in line
-
-
 @pytest.mark.parametrize("name", FILES)
-def test_any_flipped_byte_is_found(cache, name):
-    path = cache / name
+def test_any_flipped_byte_is_found(copy, name):
+    path = copy / name
     content = path.read_bytes()
     rng = np.random.default_rng(len(name))
     for offset in {0, len(content) - 1, *rng.integers(0, len(content), 30).tolist()}:
         damaged = bytearray(content)
         damaged[offset] ^= int(rng.integers(1, 256))
         path.write_bytes(damaged)
-        assert name in find_problems(cache), offset
+        assert name in find_problems(copy), offset
     path.write_bytes(content)
-    assert find_problems(cache) == {}
+    assert find_problems(copy) == {}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -78,20 +68,20 @@ def test_any_flipped_byte_is_found(cache, name):
         (None, "is missing"),
     ],
 )
-def test_truncated_replaced_and_missing_files(cache, name, change, description):
-    path = cache / name
+def test_truncated_replaced_and_missing_files(copy, name, change, description):
+    path = copy / name
     if change is not None:
         path.write_bytes(change(path.read_bytes()))
     elif name == MANIFEST:
         return
     else:
         path.unlink()
-    problems = find_problems(cache)
+    problems = find_problems(copy)
     assert problems.keys() == {name}
     if name in SHARD_FILES:
         assert description in problems[name]
     with pytest.raises(InputError) as caught:
-        verify_cache(cache)
+        verify_cache(copy)
     assert name in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -105,31 +95,25 @@ def test_truncated_replaced_and_missing_files(cache, name, change, description):
         ({"failed": {"x": "y"}}, "its own checksum does not match"),
     ],
 )
-def test_an_edited_manifest(cache, changes, description):
-    value = json.loads((cache / MANIFEST).read_text())
-    write_json(cache / MANIFEST, {**value, **changes})
-    assert description in find_problems(cache)[MANIFEST]
+def test_an_edited_manifest(copy, changes, description):
+    value = json.loads((copy / MANIFEST).read_text())
+    write_json(copy / MANIFEST, {**value, **changes})
+    assert description in find_problems(copy)[MANIFEST]
 
 
 @pytest.fixture
-def early(cache):
+def early(copy):
     """A cache in the form of an early version, with checksums of shards only."""
     for name in (MANIFEST, PLAN):
-        value = json.loads((cache / name).read_text())
+        value = json.loads((copy / name).read_text())
         for added in ("vocabulary", "files", "images", CHECKSUM_KEY):
             value.pop(added, None)
         if name == MANIFEST:
             value.pop("settings")
             for entry in value["shards"]:
                 del entry["bytes"]
-        write_json(cache / name, value)
-    return cache
-
-
-def edit_early_manifest(early, edit):
-    value = json.loads((early / MANIFEST).read_text())
-    edit(value["shards"])
-    write_json(early / MANIFEST, value)
+        write_json(copy / name, value)
+    return copy
 
 
 def test_an_early_cache(early):
@@ -144,19 +128,16 @@ def test_an_early_cache(early):
     assert find_problems(early).keys() == {TEACHER, SHARD_FILES[1]}
 
 
-def test_an_early_manifest_with_swapped_entries(early):
-    def swap_images(shards):
-        shards[0]["images"], shards[1]["images"] = shards[1]["images"], shards[0]["images"]
-
-    edit_early_manifest(early, swap_images)
-    assert "expected the images listed" in find_problems(early)[SHARD_FILES[0]]
-
-
-def test_a_shard_of_another_cache_with_a_matching_checksum(early):
-    path = early / SHARD_FILES[1]
-    write_shard(path, "f" * 64, [], [], {}, 11)
-    edit_early_manifest(early, lambda shards: shards[1].update(sha256=sha256_of_file(path)))
-    assert "belongs to another cache" in find_problems(early)[SHARD_FILES[1]]
+def test_shards_of_an_early_cache_must_have_its_fingerprint_and_images(early):
+    manifest = json.loads((early / MANIFEST).read_text())
+    first, second, _ = manifest["shards"]
+    write_shard(early / SHARD_FILES[1], "f" * 64, [], [], {}, 11)
+    second["sha256"] = sha256_of_file(early / SHARD_FILES[1])
+    first["images"] = second["images"]
+    write_json(early / MANIFEST, manifest)
+    problems = find_problems(early)
+    assert "expected the images listed" in problems[SHARD_FILES[0]]
+    assert "belongs to another cache" in problems[SHARD_FILES[1]]
 
 
 @pytest.mark.parametrize(
@@ -171,78 +152,103 @@ def test_a_shard_of_another_cache_with_a_matching_checksum(early):
     ],
 )
 @pytest.mark.parametrize("damage", [flip_bit, lambda path: path.unlink()])
-def test_repair_restores_every_byte(cache, finished, names, damage, messages):
+def test_repair_restores_every_byte(copy, finished, names, damage, messages):
     for name in names:
         # Without a manifest the cache would be unfinished, which other tests cover.
-        (flip_bit if name == MANIFEST else damage)(cache / name)
-    intact = [cache / name for name in SHARD_FILES if name not in names]
+        (flip_bit if name == MANIFEST else damage)(copy / name)
+    intact = [copy / name for name in SHARD_FILES if name not in names]
     times = [path.stat().st_mtime_ns for path in intact]
     messages.clear()
-    verify_cache(cache, repair=True)
-    assert contents(cache) == contents(finished)
+    verify_cache(copy, repair=True)
+    assert contents(copy) == contents(finished)
     assert times == [path.stat().st_mtime_ns for path in intact]
     for name in names:
         assert any(line.startswith(f"{name}: ") for line in messages), messages
 
 
-@pytest.mark.parametrize("name", [MANIFEST, PLAN])
-@pytest.mark.parametrize("damage", [flip_bit, lambda path: path.write_bytes(b"{")])
-def test_plan_and_manifest_are_restored_without_models(cache, finished, no_build, name, damage):
-    damage(cache / name)
-    verify_cache(cache, repair=True)
-    assert contents(cache) == contents(finished)
+def cut_off(path):
+    path.write_bytes(b"{")
 
 
-@pytest.mark.parametrize("place", [PLAN, "00001.h5", "toy_train_00000001"])
-def test_a_manifest_with_a_wrong_checksum_or_name(cache, finished, no_build, place):
-    """The plan, the shard and the image are still there."""
-    damaged = sha256_of_file(cache / PLAN) if place == PLAN else place
-    flip_bit(cache / MANIFEST, (cache / MANIFEST).read_bytes().index(damaged.encode()))
-    verify_cache(cache, repair=True)
-    assert contents(cache) == contents(finished)
+def with_wrong(place):
+    """Damages a text of the manifest: the plan, the shard and the image are still there."""
+
+    def damage(path):
+        text = sha256_of_file(path.with_name(PLAN)) if place == PLAN else place
+        flip_bit(path, path.read_bytes().index(text.encode()))
+
+    return damage
 
 
-def test_without_checksums_unreadable_shards_are_made_again(cache, finished):
-    (cache / MANIFEST).write_bytes(b"{")
-    (cache / SHARD_FILES[1]).write_bytes((cache / SHARD_FILES[1]).read_bytes()[:-50])
-    verify_cache(cache, repair=True)
-    assert contents(cache) == contents(finished)
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        (PLAN, flip_bit),
+        (PLAN, cut_off),
+        (MANIFEST, flip_bit),
+        (MANIFEST, cut_off),
+        *((MANIFEST, with_wrong(place)) for place in (PLAN, "00001.h5", "toy_train_00000001")),
+    ],
+)
+def test_plan_and_manifest_are_restored_without_models(copy, finished, no_build, name, damage):
+    damage(copy / name)
+    verify_cache(copy, repair=True)
+    assert contents(copy) == contents(finished)
 
 
-def test_unexpected_files_are_reported_and_removed(cache, finished, no_build):
-    shutil.copy(cache / SHARD_FILES[0], cache / SHARDS / "00003.h5")
-    (cache / SHARDS / "notes.txt").write_text("mine")
-    (cache / SHARDS / ".00001.h5.12ab.tmp").write_bytes(b"half")
-    (cache / ".repair.12ab.tmp" / SHARDS).mkdir(parents=True)
-    (cache / "README").write_text("files outside shards/ are allowed")
+def test_without_checksums_unreadable_shards_are_made_again(copy, finished):
+    cut_off(copy / MANIFEST)
+    (copy / SHARD_FILES[1]).write_bytes((copy / SHARD_FILES[1]).read_bytes()[:-50])
+    verify_cache(copy, repair=True)
+    assert contents(copy) == contents(finished)
+
+
+def test_unexpected_files_are_reported_and_removed(copy, finished, no_build):
+    shutil.copy(copy / SHARD_FILES[0], copy / SHARDS / "00003.h5")
+    (copy / SHARDS / "notes.txt").write_text("mine")
+    (copy / SHARDS / ".00001.h5.12ab.tmp").write_bytes(b"half")
+    (copy / ".repair.12ab.tmp" / SHARDS).mkdir(parents=True)
+    (copy / "README").write_text("files outside shards/ are allowed")
     unexpected = {"shards/00003.h5", "shards/notes.txt", "shards/.00001.h5.12ab.tmp"}
-    assert find_problems(cache).keys() == {*unexpected, ".repair.12ab.tmp"}
-    verify_cache(cache, repair=True)
-    (cache / "README").unlink()
-    assert contents(cache) == contents(finished) and not (cache / ".repair.12ab.tmp").exists()
+    assert find_problems(copy).keys() == {*unexpected, ".repair.12ab.tmp"}
+    verify_cache(copy, repair=True)
+    (copy / "README").unlink()
+    assert contents(copy) == contents(finished) and not (copy / ".repair.12ab.tmp").exists()
 
 
-def test_swapped_shards(cache, finished):
-    first, second = (cache / name for name in SHARD_FILES[:2])
+def test_swapped_shards(copy, finished):
+    first, second = (copy / name for name in SHARD_FILES[:2])
     content = first.read_bytes()
     first.write_bytes(second.read_bytes())
     second.write_bytes(content)
-    assert find_problems(cache) == {
+    assert find_problems(copy) == {
         SHARD_FILES[0]: f"contains the data of {SHARD_FILES[1]}",
         SHARD_FILES[1]: f"contains the data of {SHARD_FILES[0]}",
     }
-    verify_cache(cache, repair=True)
-    assert contents(cache) == contents(finished)
+    verify_cache(copy, repair=True)
+    assert contents(copy) == contents(finished)
 
 
-@pytest.mark.parametrize("damage", [flip_bit, lambda path: path.write_bytes(b"{")])
-def test_damaged_plan_and_manifest(cache, damage):
-    damage(cache / PLAN)
-    damage(cache / MANIFEST)
-    before = contents(cache)
-    with pytest.raises(InputError, match="are both damaged"):
-        verify_cache(cache, repair=True)
-    assert contents(cache) == before
+@pytest.fixture
+def refuse(copy):
+    """`refuse(text, error)`: within it a repair fails with this error, and leaves all as it was."""
+
+    @contextmanager
+    def check(text=None, error=InputError):
+        before = contents(copy)
+        with pytest.raises(error, match=text):
+            yield
+        assert contents(copy) == before
+
+    return check
+
+
+@pytest.mark.parametrize("damage", [flip_bit, cut_off])
+def test_damaged_plan_and_manifest(copy, refuse, damage):
+    damage(copy / PLAN)
+    damage(copy / MANIFEST)
+    with refuse("are both damaged"):
+        verify_cache(copy, repair=True)
 
 
 def test_a_moved_dataset(dataset, build_config):
@@ -258,67 +264,61 @@ def test_a_moved_dataset(dataset, build_config):
     assert find_problems(config.out) == {}
 
 
-def test_a_repair_that_would_lose_outputs(cache, dataset):
+def test_a_repair_that_would_lose_outputs(copy, dataset, refuse):
     for name in SHARD_FILES[:2]:
-        flip_bit(cache / name)
-    missing = open_cache(cache).manifest["shards"][1]["images"][1]
+        flip_bit(copy / name)
+    missing = open_cache(copy).manifest["shards"][1]["images"][1]
     (dataset / "images/train2015" / missing).unlink()
-    before = contents(cache)
-    with pytest.raises(InputError, match=f"{missing}: cannot be extracted again: no such image"):
-        verify_cache(cache, repair=True, dataset=dataset)
-    assert contents(cache) == before
+    with refuse(f"{missing}: cannot be extracted again: no such image"):
+        verify_cache(copy, repair=True, dataset=dataset)
 
 
-def test_another_dataset_is_refused(cache, dataset, change_annotations):
-    verify_cache(cache, dataset=dataset)
+def test_another_dataset_is_refused(copy, dataset, change_annotations, refuse):
+    verify_cache(copy, dataset=dataset)
     change_annotations()
-    with pytest.raises(InputError, match="does not fit this dataset: annotations"):
-        verify_cache(cache, dataset=dataset)
-    flip_bit(cache / SHARD_FILES[1])
-    before = contents(cache)
-    with pytest.raises(InputError, match=f"^{cache}: .*annotations: "):
-        verify_cache(cache, repair=True, dataset=dataset)
-    assert contents(cache) == before
+    with refuse("does not fit this dataset: annotations"):
+        verify_cache(copy, dataset=dataset)
+    flip_bit(copy / SHARD_FILES[1])
+    with refuse(f"^{copy}: .*annotations: "):
+        verify_cache(copy, repair=True, dataset=dataset)
 
 
-def test_an_interrupted_repair_changes_nothing(cache, monkeypatch):
+def test_an_interrupted_repair_changes_nothing(copy, monkeypatch, refuse):
     def interrupt(plan, out, *_):
         shutil.copy(out / SHARD_FILES[0], out / SHARD_FILES[2])
         raise KeyboardInterrupt
 
-    flip_bit(cache / SHARD_FILES[2])
-    before = contents(cache)
+    flip_bit(copy / SHARD_FILES[2])
     monkeypatch.setattr(verify_module, "_repeat_command", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        verify_cache(cache, repair=True)
-    assert contents(cache) == before
+    with refuse(error=KeyboardInterrupt):
+        verify_cache(copy, repair=True)
 
 
-def test_the_manifest_of_jobs_on_one_folder(cache, finished, messages):
-    (cache / MANIFEST).unlink()
+def test_the_manifest_of_jobs_on_one_folder(copy, finished, messages):
+    (copy / MANIFEST).unlink()
     messages.clear()
-    verify_cache(cache)
-    assert contents(cache) == contents(finished)
+    verify_cache(copy)
+    assert contents(copy) == contents(finished)
     assert "all shards are finished" in messages[0]
 
 
-def test_an_unfinished_cache(cache, finished, capsys):
-    (cache / MANIFEST).unlink()
-    (cache / SHARD_FILES[1]).unlink()
+def test_an_unfinished_cache(copy, finished, capsys):
+    (copy / MANIFEST).unlink()
+    (copy / SHARD_FILES[1]).unlink()
     capsys.readouterr()
     with pytest.raises(InputError, match="the cache is unfinished"):
-        verify_cache(cache)
+        verify_cache(copy)
     assert capsys.readouterr().out == "shards/00001.h5: is missing\n"
-    assert not (cache / MANIFEST).exists()
-    verify_cache(cache, repair=True)
-    assert contents(cache / SHARDS) == contents(finished / SHARDS)
+    assert not (copy / MANIFEST).exists()
+    verify_cache(copy, repair=True)
+    assert contents(copy / SHARDS) == contents(finished / SHARDS)
 
 
-def test_an_unfinished_cache_with_a_damaged_plan(cache):
-    (cache / MANIFEST).unlink()
-    flip_bit(cache / PLAN)
+def test_an_unfinished_cache_with_a_damaged_plan(copy):
+    (copy / MANIFEST).unlink()
+    flip_bit(copy / PLAN)
     with pytest.raises(InputError, match=r"build\.json"):
-        verify_cache(cache)
+        verify_cache(copy)
 
 
 def test_a_rescored_cache_is_repaired_from_its_source(finished, tmp_path):
@@ -331,24 +331,24 @@ def test_a_rescored_cache_is_repaired_from_its_source(finished, tmp_path):
     assert contents(out) == before
 
 
-def test_no_repair_while_a_build_is_running(cache):
-    flip_bit(cache / SHARD_FILES[1])
-    with lock_folder(cache), pytest.raises(InputError, match=r"another builder .* is at work here"):
-        verify_cache(cache, repair=True)
-    assert SHARD_FILES[1] in find_problems(cache)
+def test_no_repair_while_a_build_is_running(copy):
+    flip_bit(copy / SHARD_FILES[1])
+    with lock_folder(copy), pytest.raises(InputError, match=r"another builder .* is at work here"):
+        verify_cache(copy, repair=True)
+    assert SHARD_FILES[1] in find_problems(copy)
 
 
-def test_no_cache(tmp_path):
+@pytest.mark.parametrize("repair", [False, True])
+def test_no_cache(tmp_path, repair):
     for folder in (tmp_path, tmp_path / "absent"):
-        for repair in (False, True):
-            with pytest.raises(InputError, match="expected a cache folder"):
-                verify_cache(folder, repair=repair)
+        with pytest.raises(InputError, match="expected a cache folder"):
+            verify_cache(folder, repair=repair)
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command(cache):
-    flip_bit(cache / SHARD_FILES[1])
-    done = run_command(main, "eoid-cache", "verify", cache)
+def test_the_command(copy):
+    flip_bit(copy / SHARD_FILES[1])
+    done = run_command(main, "eoid-cache", "verify", copy)
     assert done.returncode == 2 and "shards/00001.h5: is damaged" in done.stdout
     (problem,) = done.stderr.splitlines()
     assert "shards/00001.h5: is damaged" in problem

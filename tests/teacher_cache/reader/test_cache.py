@@ -87,15 +87,6 @@ def test_only_embeddings_are_views(folder):
     assert found.pairs.object_labels.dtype == np.int64
 
 
-def test_a_cache_without_embeddings(folder, outputs, vocabulary):
-    cache = open_cache(folder)
-    bare = replace(outputs["c.jpg"], embeddings=None)
-    path = folder / SHARDS / "00002.h5"
-    write_shard(path, cache.fingerprint, ["c.jpg"], [bare], {}, vocabulary.num_verbs)
-    assert cache["c.jpg"].embeddings is None
-    assert not cache.has_embeddings
-
-
 def test_few_shards_are_open_and_layouts_are_read_once(folder, outputs, monkeypatch):
     monkeypatch.setattr(cache_module, "MAX_OPEN_SHARDS", 1)
     read, paths = cache_module.read_layout, []
@@ -106,14 +97,6 @@ def test_few_shards_are_open_and_layouts_are_read_once(folder, outputs, monkeypa
     for image_id in ["a.jpg", "c.jpg", "a.jpg", "b.jpg", "c.jpg"]:
         assert_same(cache[image_id], outputs[image_id])
     assert len(paths) == 2 and cache.shard_arrays.cache_info().currsize == 1
-
-
-def test_prompt_embeddings(folder):
-    text = open_cache(folder).prompt_embeddings
-    assert text.prompts == (("riding", "ride"), ("sitting", "sit"))
-    assert text.logit_scale == 14.5
-    assert text.embeddings.dtype == np.float32
-    np.testing.assert_array_equal(text.embeddings, np.eye(2, 6))
 
 
 def sum_of_probabilities(cache, image_id):

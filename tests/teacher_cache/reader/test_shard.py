@@ -16,17 +16,6 @@ def shard(tmp_path, make_outputs):
     return path
 
 
-def test_an_empty_shard(tmp_path):
-    path = tmp_path / "00000.h5"
-    write_shard(path, "f", [], [], {}, num_verbs=11)
-    layout = read_layout(path, "f")
-    assert (layout.images, layout.failed, layout.num_pairs, layout.num_regions) == ((), {}, 0, 0)
-    arrays = map_shard(path, layout)
-    assert arrays["pairs/action_probabilities"].shape == (0, 11)
-    assert arrays[PAIR_OFFSETS].tolist() == [0]
-    assert REGION_EMBEDDING not in arrays
-
-
 def test_mapped_arrays_equal_what_hdf5_reads(shard):
     layout = read_layout(shard, "f")
     assert layout.images == ("\u00e4.jpg", "b", "c")

@@ -26,30 +26,6 @@ def test_no_pairs(vocabulary):
     )
 
 
-def test_rows_are_distributions_over_the_verbs_of_the_object(vocabulary):
-    labels = np.arange(1, vocabulary.num_objects)
-    logits = np.random.default_rng(0).normal(0, 30, (len(labels), vocabulary.num_interactions))
-    found = action_probabilities(logits, labels, vocabulary)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-6)
-    assert not found[:, vocabulary.no_interaction].any()
-    assert not found[~vocabulary.valid.T[labels]].any()
-
-
-def test_softmax_over_the_interactions_of_one_object(vocabulary):
-    chair = vocabulary.objects.index("chair")
-    verbs = [
-        v
-        for v in np.flatnonzero(vocabulary.valid[:, chair])
-        if vocabulary.verbs[v] != "no_interaction"
-    ]
-    logits = np.full((1, vocabulary.num_interactions), 50.0, dtype=np.float32)
-    logits[0, vocabulary.interaction_ids[verbs, chair]] = np.log(np.arange(1, len(verbs) + 1))
-    found = action_probabilities(logits, np.array([chair]), vocabulary)
-    weights = np.arange(1, len(verbs) + 1)
-    np.testing.assert_allclose(found[0, verbs], weights / weights.sum(), rtol=1e-6)
-
-
 def test_an_object_without_actions_gets_zeros(vocabulary):
     logits = np.ones((1, vocabulary.num_interactions), dtype=np.float32)
     assert not action_probabilities(logits, np.array([vocabulary.person]), vocabulary).any()

@@ -100,15 +100,9 @@ def test_a_panorama_is_resized_without_its_padded_square():
     assert found.shape == (32, 32, 3) and found.max() < 3
 
 
-@pytest.mark.parametrize(
-    ("text", "name"), [("pad", "pad"), ("stretch", "stretch"), ("context=1.20", "context=1.2")]
-)
-def test_region_modes(text, name):
-    assert RegionMode.parse(text).name == name
-
-
 @pytest.mark.parametrize("text", ["", "crop", "context", "context=", "context=0.5", "context=nan"])
 def test_unknown_region_modes(text):
+    assert RegionMode.parse("context=1.20").name == "context=1.2"
     with pytest.raises(InputError, match="--region: expected pad, stretch or context=F"):
         RegionMode.parse(text)
 
@@ -131,30 +125,20 @@ def random_boxes(rng, width, height, count):
 
 
 @pytest.mark.parametrize("mode", ["pad", "stretch", "context=1.4"])
-@pytest.mark.parametrize(("width", "height"), [(320, 240), (90, 300), (30, 20), (1, 1)])
-def test_cropped_regions_differ_from_pil_by_one_grey_level_at_most(mode, width, height):
-    rng = np.random.default_rng(3)
-    image = Image.fromarray(random_pixels(rng, width, height))
-    boxes = random_boxes(rng, width, height, 20).astype(np.float32) + 0.3
-    found = crop_regions(image, boxes, 48, RegionMode.parse(mode), torch.device("cpu"))
-    expected = np.stack(crop_regions_pil(image, boxes, 48, RegionMode.parse(mode)))
-    difference = np.abs(found.permute(0, 2, 3, 1).numpy().astype(int) - expected)
-    assert found.dtype == torch.uint8 and difference.max() <= 1
-    assert (difference > 0).mean() < 5e-3
-
-
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("max_pixels", [1000, 20_000, 2**24])
-@pytest.mark.parametrize(("width", "height"), [(9, 900), (150, 400), (900, 9)])
-def test_long_regions_differ_from_pil_by_one_grey_level_at_most(
-    monkeypatch, interpolation, max_pixels, width, height
+@pytest.mark.parametrize("size", [(320, 240), (1, 1), (9, 900), (150, 400), (900, 9)])
+def test_cropped_regions_differ_from_pil_by_one_grey_level_at_most(
+    monkeypatch, mode, interpolation, max_pixels, size
 ):
     """For any limit of pixels, which determines how tall, narrow regions are resized."""
     monkeypatch.setattr(regions, "MAX_PIXELS", max_pixels)
-    rng = np.random.default_rng(7)
-    image = Image.fromarray(random_pixels(rng, width, height))
-    boxes = random_boxes(rng, width, height, 12).astype(np.float32)
-    mode, cpu = RegionMode(), torch.device("cpu")
-    found = crop_regions(image, boxes, 32, mode, cpu, interpolation)
-    expected = np.stack(crop_regions_pil(image, boxes, 32, mode, interpolation))
-    assert np.abs(found.permute(0, 2, 3, 1).numpy().astype(int) - expected).max() <= 1
+    rng = np.random.default_rng(3)
+    image = Image.fromarray(random_pixels(rng, *size))
+    boxes = random_boxes(rng, *size, 12).astype(np.float32) + 0.3
+    region, cpu = RegionMode.parse(mode), torch.device("cpu")
+    found = crop_regions(image, boxes, 48, region, cpu, interpolation)
+    expected = np.stack(crop_regions_pil(image, boxes, 48, region, interpolation))
+    difference = np.abs(found.permute(0, 2, 3, 1).numpy().astype(int) - expected)
+    assert found.dtype == torch.uint8 and difference.max() <= 1
+    assert (difference > 0).mean() < 2e-2

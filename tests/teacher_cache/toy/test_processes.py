@@ -90,19 +90,15 @@ def test_a_job_runs_to_its_end(start_program):
     assert "good: 100% 6/6 [" in stderr
 
 
-def test_a_failed_job_ends_the_others_and_shows_its_traceback(start_program):
-    process = start_program("without_report", "fails")
+@pytest.mark.parametrize(
+    ("job", "facts"),
+    [("fails", ("exit code 1", "ValueError: bad value")), ("dies", ("exit code -9",))],
+)
+def test_a_failed_job_is_reported_and_ends_the_others(start_program, job, facts):
+    process = start_program("without_report", job)
     _, stderr = process.communicate(timeout=300)
-    assert process.returncode == 1
-    assert "fails ended with exit code 1" in stderr and "ValueError: bad value" in stderr
-    assert has_ended(process.pid)
-
-
-def test_a_killed_job_is_reported(start_program):
-    process = start_program("without_report", "dies")
-    _, stderr = process.communicate(timeout=300)
-    assert process.returncode == 1 and "dies ended with exit code -9" in stderr
-    assert has_ended(process.pid)
+    assert process.returncode == 1 and f"{job} ended with {facts[0]}" in stderr
+    assert all(fact in stderr for fact in facts) and has_ended(process.pid)
 
 
 @pytest.mark.parametrize("early", [False, True])

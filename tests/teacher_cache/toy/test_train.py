@@ -71,19 +71,13 @@ def test_the_teacher_can_be_loaded_by_a_build(trained, vocabulary):
     assert len(np.unique(texts.round(5), axis=0)) == len(set(prompts))
 
 
-def test_the_detector_can_be_loaded_by_a_build(trained, vocabulary):
+def test_the_detector_serves_a_build_and_a_student(trained, vocabulary):
     weights = trained / "detector.safetensors"
     assert recognise_architecture(weights, vocabulary) == "toy"
-    detector = Detector(DetectorConfig("toy", str(weights), 0.0), vocabulary, torch.device("cpu"))
-    image = np.asarray(draw_scene(0, "test", 0)[0])
-    (found,) = detector([image])
-    assert found.boxes.shape == (len(found.scores), 4)
-
-
-def test_a_student_can_start_from_the_detectors_backbone(trained, vocabulary):
+    Detector(DetectorConfig("toy", str(weights)), vocabulary, torch.device("cpu"))
     sizes = (vocabulary.num_objects, vocabulary.num_verbs, vocabulary.person)
     model = HOIDetector(get_preset("toy", *sizes).model)
-    report = load_pretrained(model, trained / "detector.safetensors", vocabulary)
+    report = load_pretrained(model, weights, vocabulary)
     assert report.kind == "a toy detector"
     loaded = {name for names in report.used.values() for name in names}
     assert loaded == {f"backbone.{name}" for name in model.backbone.state_dict()}
@@ -120,17 +114,19 @@ def test_models_of_other_settings_are_refused(trained, change, message):
     assert content(trained) == before
 
 
-def test_other_folders_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("config", "device", "message"),
+    [
+        (SHORT, "cpu", "found other files"),
+        (SHORT, "abacus", "--device"),
+        (replace(SHORT, templates=("hi",)), "cpu", "--template: expected"),
+    ],
+)
+def test_bad_input_leaves_no_files(tmp_path, config, device, message):
     (tmp_path / "thesis.tex").write_text("hours of work")
-    with pytest.raises(InputError, match="found other files"):
-        train_toy_models(tmp_path, SHORT, "cpu")
+    with pytest.raises(InputError, match=message):
+        train_toy_models(tmp_path, config, device)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
-
-
-def test_an_unknown_device_is_refused(tmp_path):
-    with pytest.raises(InputError, match="--device"):
-        train_toy_models(tmp_path / "models", SHORT, "abacus")
-    assert not (tmp_path / "models").exists()
 
 
 @pytest.mark.slow
@@ -147,12 +143,6 @@ def test_a_teacher_of_several_templates_without_a_detector(trained, tmp_path, vo
     assert "teacher is trained already" in "\n".join(messages)
     with pytest.raises(InputError, match="contains models with another templates"):
         train_toy_models(tmp_path / "models", replace(config, templates=templates[:1]), "cpu")
-
-
-def test_a_bad_template_leaves_no_files(tmp_path):
-    with pytest.raises(InputError, match="--template: expected"):
-        train_toy_models(tmp_path / "models", replace(SHORT, templates=("hi",)), "cpu")
-    assert not (tmp_path / "models").exists()
 
 
 @pytest.mark.parametrize("template", ["person {ing} {object}", "a person {ing} a {object}"])

@@ -43,14 +43,6 @@ def test_names_dtypes_and_shapes_of_format_1(path, make_outputs):
     np.testing.assert_array_equal(found["pairs/human_box"][3:], outputs[2].pairs.human_boxes)
 
 
-def test_equal_outputs_give_equal_bytes(path, make_outputs):
-    other = path.with_name("other.h5")
-    for each in (path, other):
-        write_shard(each, "f", ["x"], [make_outputs(5, 11)], {}, num_verbs=11)
-    assert path.read_bytes() == other.read_bytes()
-    assert sorted(path.parent.iterdir()) == [path, other]
-
-
 def test_all_versions_of_h5py_write_equal_bytes(path):
     """The digest was equal with h5py 3.9.0 to 3.16.0 (HDF5 1.12.2, 1.14.2 to 1.14.6, 2.0)."""
     two_dimensional = ("box", "action_probabilities", "embedding")
