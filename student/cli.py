@@ -152,8 +152,8 @@ def train() -> None:
         type=PATH,
         show_default="random weights",
         help=(
-            "Pretrained weights: DETR, EoID, CDN, a run, a torchvision ResNet or a "
-            "torchvision detector."
+            "Pretrained weights: DETR, EoID, CDN, a run, a torchvision ResNet or detector, or toy"
+            " for the toy dataset's detector."
         ),
     ),
     *recipe_options("Model"),

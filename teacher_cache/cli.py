@@ -95,12 +95,12 @@ def cache() -> None:
         "--detector",
         metavar="NAME",
         show_default="the dataset's own, or fasterrcnn_resnet50_fpn_v2",
-        help="A torchvision detection model, or toy.",
+        help="A torchvision detection model, or toy, the toy dataset's.",
     ),
     option(
         "--detector-weights",
         metavar="FILE|ENTRY",
-        show_default="the dataset's own, or torchvision's default of the model",
+        show_default="the dataset's own, or the default of the model",
         help="A weights file, or the name of a torchvision weights entry.",
     ),
     option(
@@ -134,7 +134,10 @@ def cache() -> None:
         "--clip-model",
         metavar="NAME|FOLDER",
         show_default="the dataset's own, or RN50x16",
-        help="An open_clip model, an hf-hub: name, or a folder in open_clip's layout.",
+        help=(
+            "An open_clip model, an hf-hub: name, a folder in open_clip's layout, or toy, the toy"
+            " dataset's."
+        ),
     ),
     option(
         "--clip-weights",

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.utils.errors import InputError, bad_field
-from pipeline.utils.files import identify_file, sha256_of_chunks
+from pipeline.utils.files import atomic_write, identify_file, sha256_of_chunks
 
 # Training scripts also save their arguments (with paths) and scores (as numpy values), which are
 # plain data. Both module names are needed: before and since Python 3.13 and numpy 2.
@@ -149,6 +149,19 @@ def strip_prefixes(name: str, prefixes: tuple[str, ...] = WRAPPER_PREFIXES) -> s
     while prefix := next(filter(name.startswith, prefixes), None):
         name = name.removeprefix(prefix)
     return name
+
+
+def save_half(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Writes a state dict as a safetensors file, floats in half precision.
+
+    Scalars, such as the logarithm of CLIP's logit scale, keep their precision.
+    """
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    for name, value in tensors.items():
+        if value.is_floating_point() and value.dim():
+            tensors[name] = value.half()
+    with atomic_write(path) as temporary:
+        save_file(tensors, temporary)
 
 
 def check_finite(state: Mapping[str, Tensor], file: object) -> None:

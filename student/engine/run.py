@@ -28,8 +28,8 @@ from student.engine.trainer import Trainer
 from student.models.detector import HOIDetector
 from student.utils.distributed import Execution, init_distributed
 from student.utils.preemption import StopSignalHandler
-from student.weights.checkpoint_file import BEST, build_model, checkpoint_path, load_checkpoint
-from student.weights.pretrained import LOAD_REPORT, load_pretrained
+from student.weights.checkpoint_file import BEST, build_model, load_checkpoint
+from student.weights.pretrained import LOAD_REPORT, load_pretrained, pretrained_path
 
 logger = get_logger(__name__)
 
@@ -78,7 +78,7 @@ def run_student(config: RunConfig) -> Results | None:
             config.tensorboard,
             plan,
         )
-        if config.pretrained and not checkpoint_path(config.pretrained).is_file():
+        if config.pretrained and not pretrained_path(config.pretrained).is_file():
             logger.info(f"{config.pretrained}: no such file, and not needed to resume")
         if report is not None and context.is_main_process:
             write_json(config.out / LOAD_REPORT, report.to_dict())
@@ -104,7 +104,7 @@ def _pretrained_digest(config: RunConfig) -> str | None:
     """
     if config.pretrained is None:
         return None
-    file = checkpoint_path(config.pretrained)
+    file = pretrained_path(config.pretrained)
     if file.is_file():
         return sha256_of_file(file)
     digest = read_plan_entry(config.out, "pretrained")

@@ -1,10 +1,11 @@
 """Initialising a student from pretrained weights (`--pretrained`).
 
-Accepted are runs and checkpoints of this project, published EoID, CDN and DETR checkpoints, and
-torchvision's ResNets and detectors; which of them a file is follows from its tensors' names. Every
-tensor of the file, and every parameter of the student, appears in the returned `LoadReport`. (The
-published conversion script renames DETR's decoder to a key that EoID does not have, so that its
-interaction decoder starts from random values without a message.)
+Accepted are runs and checkpoints of this project, published EoID, CDN and DETR checkpoints,
+torchvision's ResNets and detectors, and the name "toy" for the toy dataset's detector; which of
+them a file is follows from its tensors' names. Every tensor of the file, and every parameter of the
+student, appears in the returned `LoadReport`. (The published conversion script renames DETR's
+decoder to a key that EoID does not have, so that its interaction decoder starts from random values
+without a message.)
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.toy import DETECTOR, TOY
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.weights import (
     WRAPPER_PREFIXES,
@@ -84,6 +86,11 @@ class PretrainedFile:
     verbs: tuple[str, ...] | None = None
 
 
+def pretrained_path(path: Path) -> Path:
+    """The file at a path: that of a run's checkpoint, and of the toy detector for "toy"."""
+    return DETECTOR if path == Path(TOY) else checkpoint_path(path)
+
+
 def read_pretrained(path: Path) -> PretrainedFile:
     """Reads a file or run folder with pretrained weights; the module's docstring lists what is
     accepted.
@@ -91,7 +98,7 @@ def read_pretrained(path: Path) -> PretrainedFile:
     Raises:
         InputError: the file is missing, damaged, or none of these.
     """
-    file = checkpoint_path(path)
+    file = pretrained_path(path)
     content = read_checkpoint(file)
     if is_student_checkpoint(content):
         return _student_checkpoint(content, file)

@@ -21,6 +21,7 @@ from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from pipeline.boxes import clip_boxes
+from pipeline.toy import DETECTOR, TOY
 from pipeline.toy.backbone import SingleFeatureMap, ToyBackbone
 from pipeline.utils.devices import copy_to_host_async
 from pipeline.utils.errors import InputError
@@ -36,7 +37,6 @@ from teacher_cache.detectors.class_names import (
 )
 from teacher_cache.detectors.pairing import ObjectBoxes
 
-TOY = "toy"
 # The toy detector's name in fingerprints and settings of format 1. It has to stay: with another
 # value, existing caches would have another fingerprint.
 TOY_IN_CACHES = "world"
@@ -85,7 +85,8 @@ class DetectorConfig:
 
     Attributes:
         name: a detection model of torchvision, or "toy".
-        weights: a file or the name of a weights entry; None takes the model's default entry.
+        weights: a file or the name of a weights entry; None takes the model's default entry, or for
+            "toy" the weights in this package.
         classes: names of its classes in their order, without the background; None where torchvision
             or the vocabulary's ids determine them.
     """
@@ -284,10 +285,8 @@ def _disable_unused_heads(model: nn.Module, score_threshold: float) -> None:
 
 
 def _load_toy(config: DetectorConfig, vocabulary: Vocabulary) -> nn.Module:
-    if config.weights is None:
-        raise InputError("--detector-weights: expected a file for the detector toy, found none")
     model = toy_detector(max(vocabulary.category_ids))
-    return _load_state(model, load_weights(Path(config.weights)), config)
+    return _load_state(model, load_weights(Path(config.weights or DETECTOR)), config)
 
 
 def _load_torchvision(config: DetectorConfig) -> nn.Module:
@@ -328,7 +327,8 @@ def _load_state(model: nn.Module, state: dict[str, Tensor], config: DetectorConf
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise architecture_error(config.weights, f"the detector {config.name}", error) from None
+        weights = config.weights or config.name
+        raise architecture_error(weights, f"the detector {config.name}", error) from None
     return model
 
 

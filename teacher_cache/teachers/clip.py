@@ -1,7 +1,7 @@
 """`ClipTeacher`: a frozen CLIP model of open_clip.
 
 Models are loaded by name with a pretrained tag or a checkpoint file, from the Hugging Face hub, or
-from a folder in open_clip's layout.
+from a folder in open_clip's layout, such as that of the toy dataset's teacher.
 """
 
 from __future__ import annotations
@@ -20,15 +20,21 @@ import torch
 from msgspec import Meta, Struct
 from open_clip.factory import convert_state_dict
 from open_clip.model import convert_to_custom_text_state_dict
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline.toy import TEACHER, TOY
 from pipeline.utils.devices import autocast, copy_to_host_async
 from pipeline.utils.errors import InputError, bad_field
-from pipeline.utils.files import atomic_write, sha256_of_file, sha256_of_json, write_json
+from pipeline.utils.files import sha256_of_file, sha256_of_json, write_json
 from pipeline.utils.schema import convert, read_json_as
-from pipeline.utils.weights import architecture_error, check_finite, load_weights, weights_digest
+from pipeline.utils.weights import (
+    architecture_error,
+    check_finite,
+    load_weights,
+    save_half,
+    weights_digest,
+)
 from teacher_cache.teachers.word_tokenizer import WordTokenizer
 
 CONFIG_FILE = "open_clip_config.json"
@@ -68,9 +74,10 @@ class ClipConfig:
     """Which CLIP model to load.
 
     Attributes:
-        model: a model name of open_clip, an `hf-hub:` name, or a folder in open_clip's layout.
-        weights: a pretrained tag or a checkpoint file; None for folders and `hf-hub:` names, which
-            contain their weights.
+        model: a model name of open_clip, an `hf-hub:` name, a folder in open_clip's layout, or
+            "toy", the toy dataset's teacher.
+        weights: a pretrained tag or a checkpoint file; None for "toy", folders and `hf-hub:` names,
+            which contain their weights.
         precision: precision of the image encoder: "float32", "float16", "bfloat16", or "auto",
             which is float16 on a GPU and float32 elsewhere.
     """
@@ -103,14 +110,14 @@ def load_clip(config: ClipConfig) -> LoadedClip:
     Raises:
         InputError: no such model, tag, folder or file, or a checkpoint of another architecture.
     """
-    is_folder = Path(config.model).is_dir()
-    if config.weights is not None and (is_folder or config.model.startswith(HUB_PREFIX)):
+    folder = TEACHER if config.model == TOY else Path(config.model)
+    if config.weights is not None and (folder.is_dir() or config.model.startswith(HUB_PREFIX)):
         raise InputError(
             f"--clip-weights: expected none, as {config.model} contains weights,"
             f" found {config.weights}"
         )
-    if is_folder:
-        return _load_folder(Path(config.model))
+    if folder.is_dir():
+        return _load_folder(folder)
     if config.model.startswith(HUB_PREFIX):
         model = _create_pretrained(config.model, None)
         return LoadedClip(
@@ -125,7 +132,7 @@ def _load_by_name(name: str, config: ClipConfig) -> LoadedClip:
     if name not in names:
         similar = difflib.get_close_matches(name, names, n=5, cutoff=0.3)
         raise InputError(
-            f"--clip-model: expected a folder, {HUB_PREFIX} name or model of open_clip"
+            f"--clip-model: expected a folder, {TOY}, {HUB_PREFIX} name or model of open_clip"
             f" (such as {', '.join(similar or ['ViT-B-16', 'RN50x16'])}), found {config.model}"
         )
     published = {
@@ -394,6 +401,8 @@ def save_clip(
 ) -> None:
     """Writes a model of `build_clip` as a folder that `ClipTeacher` and open_clip load.
 
+    The weights are stored in half precision.
+
     Args:
         config, preprocessing: open_clip's `model_cfg` and `preprocess_cfg` (mean and std).
         tokenizer: the word-level tokenizer that the model was trained with.
@@ -401,9 +410,7 @@ def save_clip(
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / CONFIG_FILE, {"model_cfg": config, "preprocess_cfg": dict(preprocessing)})
     tokenizer.save(folder / TOKENIZER_FILE)
-    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    with atomic_write(folder / WEIGHTS_FILE) as temporary:
-        save_file(state, temporary)
+    save_half(folder / WEIGHTS_FILE, model.state_dict())
 
 
 def _square_size(size: Any, name: str) -> int:

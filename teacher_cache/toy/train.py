@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
 from pipeline.toy.generate import DRAWING_VERSION, map_chunks
 from pipeline.toy.scene import draw_scene
@@ -20,10 +19,11 @@ from pipeline.toy.scene_spec import toy_vocabulary
 from pipeline.types import Annotation
 from pipeline.utils.devices import configure_device, num_usable_cores, resolve_device
 from pipeline.utils.errors import InputError
-from pipeline.utils.files import atomic_write, differing_keys, read_json, write_json
+from pipeline.utils.files import differing_keys, read_json, write_json
 from pipeline.utils.logging import get_logger
 from pipeline.utils.progress import Progress
 from pipeline.utils.signals import defer_interrupts
+from pipeline.utils.weights import save_half
 from pipeline.vocabulary import Vocabulary
 from teacher_cache.teachers.clip import WEIGHTS_FILE, save_clip
 from teacher_cache.teachers.prompts import DEFAULT_TEMPLATE, interaction_prompts
@@ -178,9 +178,7 @@ def run_detector_training(
         configure_device(resolve_device(device), "auto"),
         report,
     )
-    state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
-    with atomic_write(folder / DETECTOR_FILE) as temporary:
-        save_file(state, temporary)
+    save_half(folder / DETECTOR_FILE, model.state_dict())
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from pipeline.toy import TOY
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import read_json
 from teacher_cache.reader.format import PLAN
@@ -68,8 +69,8 @@ def read_settings(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
 
 def absolute_if_exists(name: str) -> str:
     """The absolute path of an existing file or folder; other strings, such as a model's name,
-    unchanged."""
-    return str(Path(name).absolute()) if Path(name).exists() else name
+    unchanged. "toy" is always the name, because datasets are often in a folder `toy`."""
+    return str(Path(name).absolute()) if name != TOY and Path(name).exists() else name
 
 
 def _to_json(value: Any) -> Any:

@@ -15,7 +15,7 @@ from pipeline.datasets.check import format_check
 from pipeline.datasets.dataset import open_dataset
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import sha256_of_file
-from teacher_cache.build import build_cache, resolve_detector
+from teacher_cache.build import BuildConfig, build_cache, resolve_detector
 from teacher_cache.detectors.pairing import PairingConfig, annotated_pairs
 from teacher_cache.detectors.torchvision import DEFAULT_DETECTOR
 from teacher_cache.extraction import task as task_module
@@ -109,6 +109,20 @@ def test_the_manifest(finished):
     assert [entry["name"] for entry in manifest["shards"]] == ["00000.h5", "00001.h5", "00002.h5"]
     for entry in manifest["shards"]:
         assert entry["sha256"] == sha256_of_file(finished / SHARDS / entry["name"])
+
+
+def test_the_toy_datasets_models_by_name(dataset_root, tmp_path, monkeypatch):
+    """`toy` is a name where the dataset's folder is called so too, and a repair finds it again."""
+    monkeypatch.chdir(dataset_root.parent)
+    out = tmp_path / "cache"
+    build_cache(BuildConfig(Path("toy"), out, detector="toy", clip_model="toy", images_per_shard=8))
+    manifest = json.loads((out / MANIFEST).read_text())
+    assert manifest["settings"]["clip_model"] == "toy"
+    shard = out / SHARDS / "00001.h5"
+    before = shard.read_bytes()
+    shard.write_bytes(before[:-9])
+    verify_cache(out, repair=True)
+    assert shard.read_bytes() == before
 
 
 class PowerCut(Exception):

@@ -313,7 +313,6 @@ def test_without_a_network(vocabulary, tmp_path, monkeypatch, capfd):
     "name, weights, text",
     [
         ("yolo", None, r"--detector: expected.*found yolo"),
-        (TOY, None, "--detector-weights: expected"),
         (TOY, "absent.safetensors", "absent.safetensors: no such file"),
         (SMALL, "COCO_V9", "--detector-weights: expected a file or one of COCO_V1"),
         (SMALL, "{toy}", r"detector\.safetensors: expected"),
