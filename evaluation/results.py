@@ -30,7 +30,7 @@ PairProtocol = Literal["detector", "annotated"]
 PATH_FIELDS = ("dataset_path", "annotations", "predictions", "metrics_log")
 METRICS = ("full", "seen", "unseen", "harmonic_mean", "rare", "non_rare", "mean_max_recall")
 # Fields that a file of V-COCO's scores alone has beside the scores.
-VCOCO_FIELDS = ("name", "kind", "dataset", "vocabulary", "num_images")
+VCOCO_FIELDS = ("name", "kind", "dataset", "vocabulary", "num_images", "limit", "training_limit")
 # Values of the fields of the HICO-DET protocol in results that have only V-COCO's scores.
 EMPTY_HICO_FIELDS: dict[str, Any] = {
     "split": FULL,
@@ -66,6 +66,8 @@ class Results:
             seen and unseen only if the split holds out interactions.
         per_class: AP of every interaction with ground truth, by `Vocabulary.interaction_name`.
         num_images: number of annotated test images.
+        limit, training_limit: numbers of images to which an option `--limit` limited the test and
+            the training images; None for all of them.
         protocol: candidate pairs from a frozen detector or from annotated boxes; None unknown.
         training_split: split that the student was trained on, `full` for all labels; None unknown.
         distillation: whether the student was distilled from the teacher; None unknown.
@@ -101,6 +103,8 @@ class Results:
     training_split: str | None = None
     distillation: bool | None = None
     seed: int | None = None
+    limit: int | None = None
+    training_limit: int | None = None
     shots: int = 0
     sources: tuple[dict[str, Any], ...] = ()
     dataset_path: Path | None = None
@@ -115,6 +119,13 @@ class Results:
     nms: dict[str, float] | None = None
     vcoco: VcocoResults | None = None
     matches: Matches | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def limit_note(self) -> str:
+        """Which of the images were limited; "" for results of whole datasets."""
+        limits = {"trained": self.training_limit, "evaluated": self.limit}
+        notes = [f"{verb} with --limit {n}" for verb, n in limits.items() if n is not None]
+        return " and ".join(notes)
 
 
 def vcoco_only_results(**fields: Any) -> Results:

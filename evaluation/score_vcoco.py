@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -188,7 +189,9 @@ def _unknown_images_error(path: Path, count: int, first: str | int) -> InputErro
 
 
 def score_run(dataset: Dataset, detections: Sequence[Detections]) -> VcocoResults | None:
-    """Scores predictions on the test part of a dataset and prints the table.
+    """Scores predictions on images of the test part of a dataset and prints the table.
+
+    The images are those of the predictions; all of them, unless a limit was given.
 
     Returns:
         None for a dataset without V-COCO's official files.
@@ -196,6 +199,9 @@ def score_run(dataset: Dataset, detections: Sequence[Detections]) -> VcocoResult
     ground_truth = dataset.vcoco_ground_truth("test")
     if ground_truth is None:
         return None
+    predicted = {item.image_id for item in detections}
+    images = tuple(image for image in ground_truth.images if image.name in predicted)
+    ground_truth = replace(ground_truth, images=images)
     scores = score_detections(detections, ground_truth, dataset.vocabulary)
     print("\n".join(format_vcoco_table(scores, len(ground_truth.images))))
     return scores

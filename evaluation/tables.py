@@ -73,10 +73,12 @@ def format_results_table(results: Sequence[Results]) -> list[str]:
         results: of one dataset and split.
     """
     first, columns = results[0], setting_columns(results)
-    nms = ", after pairwise NMS" if first.nms else ""
+    notes = ", after pairwise NMS" if first.nms else ""
+    if first.limit_note:
+        notes += f", {first.limit_note}"
     heading = (
         f"{first.dataset}, split {first.split}: {first.num_images} images,"
-        f" {len(first.per_class)} interactions{nms}"
+        f" {len(first.per_class)} interactions{notes}"
     )
     rows = {
         title.lower(): [scores.metrics.get(name) for _, scores in columns]

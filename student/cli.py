@@ -11,7 +11,7 @@ import click
 import cloup
 
 from evaluation.scoring_options import build_scoring_config, details_option, scoring_options
-from pipeline.utils.cli import HELP_SETTINGS, device_option, run_command
+from pipeline.utils.cli import HELP_SETTINGS, device_option, limit_option, run_command
 from pipeline.utils.cli_options import (
     config_option,
     describe_hidden_settings,
@@ -128,6 +128,7 @@ def train() -> None:
         ),
     ),
     *recipe_options("Data"),
+    limit_option("training and of test images"),
     skip_unreadable_option(hidden=True),
 )
 @cloup.option_group(
@@ -295,6 +296,7 @@ def print_config(preset: str) -> None:
         show_default="the split of the run",
         help="Zero-shot split whose groups are reported.",
     ),
+    limit_option("test images"),
     skip_unreadable_option(),
 )
 @cloup.option_group(

@@ -74,6 +74,7 @@ class BuildConfig:
 
     Attributes:
         out: the cache folder: new, or of an interrupted build with the same settings.
+        limit: see `AnnotationFile.limited`.
         candidates: "detector" pairs detected boxes, or those of `proposals`, a COCO-results file;
             "annotated" pairs annotated boxes (the published protocol).
         detector, detector_weights, detector_classes: see `DetectorConfig`; None for the dataset's
@@ -89,6 +90,7 @@ class BuildConfig:
     dataset: Path
     out: Path
     part: str = "train"
+    limit: int | None = None
     candidates: str = "detector"
     proposals: Path | None = None
     detector: str | None = None
@@ -125,10 +127,12 @@ def build_cache(config: BuildConfig) -> None:
     inputs_config = resolve_inputs_config(dataset, config, mode)
     data = read_build_data(inputs_config, dataset)
     _report_annotation_issues(dataset, data)
+    if data.annotations.limit is not None:
+        logger.info(f"{config.out}: --limit: {len(data.image_tasks)} images, not the whole part")
     if not (config.out / MANIFEST).is_file():
         _check_image_sizes(config, dataset, data.annotations)
     if config.proposals is not None and data.proposals is not None:
-        logger.info(data.proposals.summary(config.proposals, len(data.image_tasks)))
+        logger.info(data.proposals.summary(config.proposals))
     plan, text = _plan_build(config, mode, inputs_config, data)
     if not isinstance(mode, InProcess):
         # The worker processes load the models themselves and need the GPU's memory.
@@ -209,13 +213,11 @@ def _report_annotation_issues(dataset: Dataset, data: BuildData) -> None:
     """Logs problems of annotations, and images that are missing.
 
     Raises:
-        InputError: no label is left, or all images are missing.
+        InputError: all images are missing.
     """
     annotations = data.annotations
     if annotations.format_issues():
         logger.warning(annotations.format_issues())
-    if not annotations.boxes_only:
-        annotations.require_labels()
     images = dataset.part(annotations.part).images
     missing = missing_images(images, annotations)
     if missing and len(missing) == len(data.image_tasks):
@@ -320,6 +322,7 @@ def resolve_inputs_config(
     return InputsConfig(
         dataset=config.dataset,
         part=config.part,
+        limit=config.limit,
         detector=resolve_detector(dataset, config) if _uses_detector(config) else None,
         clip=clip,
         templates=config.templates,

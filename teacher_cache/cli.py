@@ -8,7 +8,7 @@ from typing import Any
 import click
 import cloup
 
-from pipeline.utils.cli import HELP_SETTINGS, device_option, run_command
+from pipeline.utils.cli import HELP_SETTINGS, device_option, limit_option, run_command
 from pipeline.utils.cli_options import (
     config_option,
     describe_hidden_settings,
@@ -43,6 +43,7 @@ def cache() -> None:
         show_default=True,
         help="Part of the dataset.",
     ),
+    limit_option("images"),
     option(
         "--strict",
         is_flag=True,

@@ -184,8 +184,11 @@ def compare(results: Sequence[Results], vocabulary: Vocabulary) -> Comparison:
         InputError: the results have different datasets, vocabularies, settings or splits.
     """
     zero_shot = [result for result in results if result.split != FULL]
-    # Results with V-COCO's scores alone come first only if there are no others.
-    lead = min(zero_shot or results, key=lambda result: not result.per_class)
+    # Results with V-COCO's scores alone, and of limited images, come first only if there are no
+    # others.
+    lead = min(
+        zero_shot or results, key=lambda result: (not result.per_class, bool(result.limit_note))
+    )
     for result in results:
         for field in ("dataset", "vocabulary", "setting"):
             _check_equal(field, field, lead, result)
@@ -223,6 +226,9 @@ def compare(results: Sequence[Results], vocabulary: Vocabulary) -> Comparison:
 
 
 def _role_of(result: Results) -> EntryRole:
+    # The numbers of a short trial must not be averaged with those of whole runs, nor pass for them.
+    if result.limit_note:
+        return "predictions"
     if result.kind == "teacher":
         return "teacher"
     # The training data of a published checkpoint are unknown, and a run with further training data
@@ -241,11 +247,15 @@ def _describe_training(result: Results) -> str:
     if result.shots:
         labels = "a label" if result.shots == 1 else f"{result.shots} labels"
         further_data.insert(0, f"{labels} of every unseen interaction")
+    notes = [result.limit_note] if result.limit_note else []
     if further_data:
-        note = f"with {' and '.join(further_data)}"
-    else:
-        note = "from a checkpoint" if result.kind == "student" else ENTRY_ROLES["predictions"][1]
-    return note + (", after pairwise NMS" if result.nms else "")
+        notes.append(f"with {' and '.join(further_data)}")
+    if not notes:
+        is_student = result.kind == "student"
+        notes.append("from a checkpoint" if is_student else ENTRY_ROLES["predictions"][1])
+    if result.nms:
+        notes.append("after pairwise NMS")
+    return ", ".join(notes)
 
 
 def _regroup_metrics(result: Results, unseen: tuple[int, ...], vocabulary: Vocabulary) -> Results:

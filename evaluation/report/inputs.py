@@ -110,7 +110,7 @@ def load_report_inputs(comparison: Comparison, dataset: Dataset | None) -> Repor
             train = dataset.load("train").annotations
             inputs.training_counts = count_interactions(train, comparison.vocabulary)
         if _has_annotations(dataset, "test"):
-            ground_truth = dataset.load("test")
+            ground_truth = dataset.load("test").limited(comparison.first.limit)
         else:
             root = dataset.root.resolve()
             inputs.notes.append(f"{root} has no annotations of its test part.")
@@ -137,7 +137,9 @@ def load_report_inputs(comparison: Comparison, dataset: Dataset | None) -> Repor
             inputs.notes.append(f"{count} {images.resolve()}.")
     missing = []
     for entry in comparison.entries:
-        result = next((each for each in entry.results if _has_predictions(each, dataset)), None)
+        # Results of other images than the first one's are only in the tables.
+        same_images = [each for each in entry.results if each.limit == comparison.first.limit]
+        result = next((each for each in same_images if _has_predictions(each, dataset)), None)
         if result is None:
             missing.append(entry.title)
             continue

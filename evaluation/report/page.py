@@ -85,13 +85,20 @@ def build_page(comparison: Comparison, inputs: ReportInputs) -> Page:
         lstrip_blocks=True,
     )
     headline, details = build_headline(comparison)
+    limited = [
+        f"{entry.title} ({entry.results[0].limit_note})"
+        for entry in comparison.entries
+        if entry.results[0].limit_note
+    ]
+    if limited:
+        details += f" A short trial with a few images, not a whole run: {join_names(limited)}."
     metric = comparison.headline_metric
     used = {result.protocol for entry in comparison.entries for result in entry.results}
     html = environment.get_template("report.html.jinja").render(
         comparison=comparison,
         facts=_facts(comparison),
         headline=headline,
-        more=details,
+        more=details.strip(),
         bars=[(entry, entry.metric(metric)) for entry in _scored(comparison)],
         bars_title={
             "unseen": "mAP on unseen interactions",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,14 @@ class AnnotationFile:
         path: path of the file, or of the images folder if there is no annotation file.
         annotations: one for each annotated image, in the order of the file.
         issues: number of repaired issues (clipped boxes, dropped labels) by kind.
-        digest: SHA-256 of the file, or of all files that belong to it.
+        digest: SHA-256 of the file, or of all files that belong to it; see also `limited`.
         part: the dataset part it was read for.
         unlabelled: names of images without any labelled pair, in formats that list labelled images;
             they are not in `annotations`.
         entry_errors: number of wrong entries by kind that lenient mode left out.
         examples: error message of the first issue or wrong entry of each kind.
         boxes_only: files of this format contain no interactions.
+        limit: number of images to which `annotations` were limited; None for all of them.
     """
 
     path: Path
@@ -52,6 +53,7 @@ class AnnotationFile:
     entry_errors: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
     boxes_only: bool = False
+    limit: int | None = None
 
     @property
     def num_labels(self) -> int:
@@ -66,6 +68,20 @@ class AnnotationFile:
             dropped = ", ".join(f"{count} {kind}" for kind, count in self.issues.items())
             found = f"none that is valid: {dropped}" if dropped else "none"
             raise bad_field(self.path, "file", "labelled interactions", found)
+
+    def limited(self, limit: int | None) -> AnnotationFile:
+        """The annotations of `limit` images only, at equal distances in the file's order.
+
+        Images next to each other are often of one kind, so that the first ones would not represent
+        the dataset. The digest gets the prefix `limit N `, because what is made of a few images
+        must not pass for the whole. Without a limit, or with fewer images, nothing changes.
+        """
+        total = len(self.annotations)
+        if limit is None or limit >= total:
+            return self
+        chosen = tuple(self.annotations[row * total // limit] for row in range(limit))
+        digest = f"limit {limit} {self.digest}"
+        return replace(self, annotations=chosen, digest=digest, limit=limit)
 
     def format_issues(self) -> str:
         """One line about the issues that were repaired; empty without issues."""

@@ -7,9 +7,10 @@ import io
 import os
 import resource
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 import cloup
@@ -47,6 +48,16 @@ device_option = option(
     metavar="auto|cpu|cuda[:i]",
     help="Device of the models; auto takes a GPU if there is one.",
 )
+
+
+def limit_option(images: str) -> Callable[[Callable[..., Any]], Any]:
+    """Adds `--limit`; `images` are those that it limits, for its help text."""
+    return option(
+        "--limit",
+        type=click.IntRange(min=1),
+        show_default="all images",
+        help=f"Take only this number of {images}, at equal distances, for a short trial.",
+    )
 
 
 def run_command(command: click.Command) -> NoReturn:

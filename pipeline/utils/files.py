@@ -276,5 +276,5 @@ def describe_changes(old: dict[str, Any], new: dict[str, Any]) -> str:
 def shorten_value(value: Any) -> str:
     """A value of a fingerprint for messages; digests and long values are shortened."""
     text = "nothing" if value is None else str(value)
-    is_digest = len(text) == 64 and set(text) <= set("0123456789abcdef")
-    return text[:12] if is_digest else text if len(text) <= 60 else text[:57] + "..."
+    text = re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1", text)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -34,7 +34,7 @@ class LoadedPart:
     """A dataset part that was read and checked.
 
     Attributes:
-        annotation_file: the annotations of all images.
+        annotation_file: the annotations of the images, without those that the cache lacks.
         annotations, records: those of the usable images, in the file's order.
         size_check: sizes of the images, and the errors of those that are not usable.
     """
@@ -73,6 +73,7 @@ def open_part(
     cache: TeacherCache | None = None,
     require_labels: bool = True,
     decode: bool = False,
+    limit: int | None = None,
 ) -> LoadedPart:
     """Reads a part's annotations in every process, and the headers of its images in the main one.
 
@@ -83,15 +84,13 @@ def open_part(
             is missing whose image the cache lacks.
         decode: also decode the images, to find truncated ones. Missing image files are then
             unusable images instead of an error.
+        limit: see `AnnotationFile.limited`; it selects images of the cache. Then only their files
+            have to exist.
 
     Raises:
         InputError: annotations, cache or images do not fit each other; in every process.
     """
     loaded: list[AnnotationFile] = []
-
-    def only_cached(file: AnnotationFile) -> AnnotationFile:
-        kept = [one for one in file.annotations if cache is None or one.image_id in cache]
-        return replace(file, annotations=tuple(kept))
 
     def load_and_check() -> ImageSizeCheck:
         loaded.append(dataset.load(part))
@@ -100,44 +99,71 @@ def open_part(
             logger.warning(line)
         if require_labels:
             file.require_labels()
-        cached = only_cached(file)
         if cache is not None:
-            cache.check(dataset.vocabulary, file.digest, part)
-            if not cached.annotations:
-                raise InputError(
-                    f"{cache.path}: expected teacher outputs for images of the training part, found"
-                    " none"
-                )
+            _check_cache(cache, dataset, file, limit)
+        chosen, _ = _select_images(file, cache, limit)
         if not decode:
-            dataset.records(file if require_labels else cached)
-        size_check = check_image_sizes(dataset, cached, decode)
+            dataset.records(file if require_labels and chosen.limit is None else chosen)
+        size_check = check_image_sizes(dataset, chosen, decode)
         size_check.raise_errors()
         return size_check
 
     size_check, headers = context.broadcast(lambda: (load_and_check(), dataset.headers))
     dataset.headers.update(headers)
     file = loaded[0] if loaded else dataset.load(part)
+    chosen, left_out = _select_images(file, cache, limit)
     for line in size_check.warnings():
         logger.warning(line)
-    cached = only_cached(file)
-    if left_out := len(file.annotations) - len(cached.annotations):
+    if left_out:
         # Images that could not be read when the cache was built.
         logger.warning(
             f"{cache and cache.path}: no teacher outputs for {left_out} images, left out"
         )
-    usable = [one for one in cached.annotations if one.image_id not in size_check.unusable]
-    records = dataset.records(replace(cached, annotations=tuple(usable)))
-    return LoadedPart(file, usable, records, size_check)
+    usable = [one for one in chosen.annotations if one.image_id not in size_check.unusable]
+    records = dataset.records(replace(chosen, annotations=tuple(usable)))
+    return LoadedPart(chosen, usable, records, size_check)
 
 
-def open_test_part(dataset: Dataset, context: DistContext, skip_unreadable: bool) -> LoadedPart:
-    """Opens the test part and decodes all its images once.
+def _check_cache(
+    cache: TeacherCache, dataset: Dataset, file: AnnotationFile, limit: int | None
+) -> None:
+    """Checks that a cache was built from a part's annotations, and has enough of its images."""
+    built_from = file.limited(cache.limit)
+    cache.check(dataset.vocabulary, built_from.digest, file.part)
+    if cache.limit is not None and (limit is None or limit > cache.limit):
+        count = f"all {len(file.annotations)}" if limit is None else f"{limit} or more"
+        raise InputError(
+            f"{cache.path}: expected the teacher's outputs for {count} images, found a cache that"
+            f" was built with --limit {cache.limit}; train on it with --limit {cache.limit} or less"
+        )
+    if not any(annotation.image_id in cache for annotation in built_from.annotations):
+        raise InputError(
+            f"{cache.path}: expected teacher outputs for images of the training part, found none"
+        )
+
+
+def _select_images(
+    file: AnnotationFile, cache: TeacherCache | None, limit: int | None
+) -> tuple[AnnotationFile, int]:
+    """The images to use, and the number of those that the cache was built from and lacks."""
+    if cache is None:
+        return file.limited(limit), 0
+    file = file.limited(cache.limit)
+    cached = tuple(one for one in file.annotations if one.image_id in cache)
+    left_out = len(file.annotations) - len(cached)
+    return replace(file, annotations=cached).limited(limit), left_out
+
+
+def open_test_part(
+    dataset: Dataset, context: DistContext, skip_unreadable: bool, limit: int | None = None
+) -> LoadedPart:
+    """Opens the test part and decodes its images once, or those that `limit` selects.
 
     Raises:
         InputError: annotations and images do not fit each other, no image is usable, or one is not
             and `skip_unreadable` is False.
     """
-    part = open_part(dataset, "test", context, decode=True)
+    part = open_part(dataset, "test", context, decode=True, limit=limit)
     if unusable := part.size_check.unusable:
         reason = next(iter(unusable.values()))
         count = f"{len(unusable)} of {len(part.annotation_file.annotations)} test images"
@@ -171,6 +197,7 @@ def open_extra_datasets(
     split: Split,
     recipe: Recipe,
     context: DistContext,
+    limit: int | None = None,
 ) -> list[TrainingDataset]:
     """Opens and checks the extra datasets.
 
@@ -180,6 +207,7 @@ def open_extra_datasets(
         split: the zero-shot split, of all datasets.
         recipe: settings of the run.
         context: the processes.
+        limit: see `open_part`; for each dataset.
 
     Raises:
         InputError: a dataset or cache does not fit the main one, or a cache is given twice.
@@ -200,7 +228,7 @@ def open_extra_datasets(
             )
         if recipe.losses.embedding_weight:
             _check_embeddings(cache, recipe)
-        part = open_part(dataset, "train", context, cache, require_labels=False)
+        part = open_part(dataset, "train", context, cache, require_labels=False, limit=limit)
         part.require_readable()
         endings = ("", *(f"-{n}" for n in range(2, number + 2)))
         name = next(dataset.name + end for end in endings if dataset.name + end not in names)

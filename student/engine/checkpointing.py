@@ -349,8 +349,8 @@ class RunState:
 
     def save_best(self) -> None:
         """Writes the current weights as the best checkpoint."""
-        sources = self.plan.get("extra_data", [])
-        best = self._checkpoint({"step": self.step, "sources": sources})
+        sources, limit = self.plan.get("extra_data", []), self.plan.get("limit")
+        best = self._checkpoint({"step": self.step, "sources": sources, "limit": limit})
         self._context.broadcast(lambda: save_checkpoint(self.run_dir / BEST, best))
 
     def resume(self, checkpoint: Checkpoint, file: Path) -> None:

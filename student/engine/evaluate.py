@@ -45,6 +45,7 @@ def evaluate_model(
     execution: Execution,
     scoring: ScoringConfig | None = None,
     skip_unreadable: bool = False,
+    limit: int | None = None,
     **about_model: Any,
 ) -> Results | None:
     """Predicts and scores the test part; writes predictions, results and drawings.
@@ -56,6 +57,7 @@ def evaluate_model(
         execution: device and processes, all of which have to call this.
         scoring: settings and NMS; None scores both settings without NMS.
         skip_unreadable: treat unreadable images as images without detections.
+        limit: see `AnnotationFile.limited`.
         about_model: fields of `Results` that describe the model.
 
     Returns:
@@ -64,7 +66,7 @@ def evaluate_model(
     Raises:
         InputError: annotations or images cannot be used.
     """
-    part = open_test_part(dataset, execution.context, skip_unreadable)
+    part = open_test_part(dataset, execution.context, skip_unreadable, limit)
     detected = predictor.to(execution.device).predict(
         part.records, execution.context, execution.workers
     )
@@ -79,6 +81,7 @@ def evaluate_model(
         dataset=dataset.name,
         split=split.name,
         num_images=len(annotations),
+        limit=part.annotation_file.limit,
         dataset_path=dataset.root,
         predictions=out / PREDICTIONS_FILE,
         vcoco=score_run(dataset, detections),
@@ -102,7 +105,7 @@ def evaluate_model(
 
 
 def describe_student(
-    recipe: Recipe, split: Split, sources: tuple[dict[str, Any], ...]
+    recipe: Recipe, split: Split, sources: tuple[dict[str, Any], ...], limit: int | None
 ) -> dict[str, Any]:
     """Fields of `Results` that describe how a student was trained.
 
@@ -111,6 +114,7 @@ def describe_student(
     protocols = {recipe.targets.candidates, *(source["protocol"] for source in sources)}
     return {
         "training_split": split.name,
+        "training_limit": limit,
         "protocol": "annotated" if "annotated" in protocols else "detector",
         "distillation": recipe.targets.distillation,
         "seed": recipe.train.seed,
@@ -131,6 +135,7 @@ def evaluate_checkpoint(
     num_heads: int | None = None,
     prompts: Path | None = None,
     skip_unreadable: bool = False,
+    limit: int | None = None,
 ) -> Results | None:
     """Evaluates a run, a student checkpoint or a published checkpoint on a dataset's test part.
 
@@ -147,6 +152,7 @@ def evaluate_checkpoint(
         num_heads: attention heads of a published checkpoint whose `args` do not name them.
         prompts: prompts file with actions of the dataset that the student was not trained on.
         skip_unreadable: treat unreadable images as images without detections.
+        limit: see `AnnotationFile.limited`.
 
     Returns:
         The results in the main process, None in the others.
@@ -169,7 +175,7 @@ def evaluate_checkpoint(
         about_model = {
             "name": file.resolve().parent.name,
             "metrics_log": metrics if metrics.is_file() else None,
-            **describe_student(recipe, loaded.split, loaded.sources),
+            **describe_student(recipe, loaded.split, loaded.sources, loaded.limit),
         }
     predictor = BatchPredictor(loaded.model, loaded.vocabulary, recipe.train)
     with init_distributed(device) as (context, local_device):
@@ -182,6 +188,7 @@ def evaluate_checkpoint(
             Execution(local_device, context, threads),
             scoring,
             skip_unreadable,
+            limit,
             **about_model,
         )
 

@@ -138,7 +138,8 @@ def _evaluate_test(config: RunConfig, inputs: RunInputs, trainer: Trainer) -> Re
         config.out,
         trainer.execution,
         skip_unreadable=config.skip_unreadable,
+        limit=config.limit,
         name=config.name or config.out.resolve().name,
         metrics_log=config.out / METRICS,
-        **describe_student(inputs.recipe, inputs.split, inputs.sources),
+        **describe_student(inputs.recipe, inputs.split, inputs.sources, inputs.limit),
     )

@@ -34,7 +34,7 @@ from teacher_cache.reader.cache import TeacherCache, open_cache
 logger = get_logger(__name__)
 
 # Settings that change the result, which the run's plan contains.
-PLANNED_FIELDS = {"split", "options", "distill_verbs", "out"}
+PLANNED_FIELDS = {"split", "options", "distill_verbs", "limit", "out"}
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class RunConfig:
     Attributes:
         options: fields of the recipe's parts, None for the preset's value; also
             `backbone_learning_rate`.
+        limit: see `AnnotationFile.limited`; for each dataset and part.
         accumulation, compiled: see `student.utils.distributed.Execution`.
         resume, overwrite: see `student.engine.checkpointing.find_resume_point`.
     """
@@ -67,6 +68,7 @@ class RunConfig:
     log_every: int = 10
     tensorboard: bool = False
     skip_unreadable: bool = False
+    limit: int | None = None
     name: str | None = None
 
     def execution_settings(self, processes: int) -> dict[str, Any]:
@@ -88,6 +90,7 @@ class RunInputs:
         images: training images of the dataset.
         validator: evaluates held-out training images; None without.
         extra: training images of the extra datasets.
+        limit: number of images to which training images were limited; None for all.
     """
 
     dataset: Dataset
@@ -97,6 +100,7 @@ class RunInputs:
     images: TrainingDataset
     validator: Validator | None = None
     extra: Sequence[TrainingDataset] = ()
+    limit: int | None = None
 
     @cached_property
     def sources(self) -> tuple[dict[str, Any], ...]:
@@ -111,6 +115,7 @@ class RunInputs:
             "dataset": self.dataset.name,
             "cache": self.cache.fingerprint,
             "extra_data": list(self.sources),
+            "limit": self.limit,
             "split": {
                 "name": self.split.name,
                 "unseen": list(self.split.unseen),
@@ -145,10 +150,16 @@ def build_inputs(config: RunConfig, context: DistContext) -> RunInputs:
             f"{dataset.root}: preset {config.preset} is for photographs; --preset toy is the recipe"
             " for the toy dataset and takes minutes"
         )
-    part = open_part(dataset, "train", context, cache)
+    part = open_part(dataset, "train", context, cache, limit=config.limit)
     part.require_readable()
     # The test part is needed after the training; errors in it should be raised before.
-    open_test_part(dataset, context, config.skip_unreadable)
+    test = open_test_part(dataset, context, config.skip_unreadable, config.limit)
+    limit = None if part.annotation_file.limit is None else config.limit
+    if limit is not None or test.annotation_file.limit is not None:
+        logger.info(
+            f"--limit: {len(part.records)} training and {len(test.records)} test images, not the"
+            " whole dataset"
+        )
 
     chosen, held_out = split_validation(train.val_size, len(part.records), train.seed)
     labels = [part.annotations[index] for index in chosen]
@@ -172,8 +183,10 @@ def build_inputs(config: RunConfig, context: DistContext) -> RunInputs:
         records = [part.records[index] for index in held_out]
         annotations = [part.annotations[index] for index in held_out]
         validator = Validator(records, annotations, split, vocabulary)
-    extra = open_extra_datasets(config.extra_data, dataset, cache, split, recipe, context)
-    return RunInputs(dataset, cache, split, recipe, images, validator, extra)
+    extra = open_extra_datasets(
+        config.extra_data, dataset, cache, split, recipe, context, config.limit
+    )
+    return RunInputs(dataset, cache, split, recipe, images, validator, extra, limit)
 
 
 def _build_recipe(config: RunConfig, vocabulary: Vocabulary, cache: TeacherCache) -> Recipe:

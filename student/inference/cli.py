@@ -9,7 +9,7 @@ import click
 import cloup
 
 from evaluation.scoring_options import build_nms_config, nms_options
-from pipeline.utils.cli import HELP_SETTINGS, device_option, run_command
+from pipeline.utils.cli import HELP_SETTINGS, device_option, limit_option, run_command
 from pipeline.utils.cli_options import config_option, option
 
 PATH = click.Path(path_type=Path)
@@ -33,6 +33,7 @@ PART_THRESHOLD, PART_TOP = 0.0, 100
         show_default=True,
         help="Part of the dataset to predict.",
     ),
+    limit_option("images of --data"),
     option(
         "--split",
         show_default="the run's",
@@ -109,6 +110,7 @@ def predict(
     top: int | None,
     data: Path | None,
     part: str,
+    limit: int | None,
     export: tuple[str, Path] | None,
     split: str | None,
     vocabulary: str | None,
@@ -132,6 +134,8 @@ def predict(
         raise click.UsageError("IMAGEs need --out, --json or both.")
     if data is not None and (out is None or json_file is not None):
         raise click.UsageError("--data needs --out, and takes no --json.")
+    if limit is not None and data is None:
+        raise click.UsageError("--limit needs --data.")
     nms = build_nms_config(**options)
     from student.inference.detector import Detector
     from student.inference.postprocess import SelectionConfig
@@ -153,7 +157,7 @@ def predict(
             PART_THRESHOLD if threshold is None else threshold, top or PART_TOP, nms
         )
         file = predict_dataset(
-            detector, dataset, part, out, selection, batch_size, workers, overwrite
+            detector, dataset, part, out, selection, batch_size, workers, overwrite, limit
         )
         click.echo(f"predictions in {file}")
     else:

@@ -44,6 +44,7 @@ def predict_dataset(
     batch_size: int = BATCH_SIZE,
     workers: int | None = None,
     overwrite: bool = False,
+    limit: int | None = None,
 ) -> Path:
     """Predicts a dataset part, and resumes an interrupted prediction with the same settings.
 
@@ -56,6 +57,7 @@ def predict_dataset(
         batch_size: maximum number of images per batch.
         workers: number of threads that read images; None takes the spare cores.
         overwrite: replace an existing file.
+        limit: see `AnnotationFile.limited`.
 
     Returns:
         The predictions file, in the HOIA/PPDM form.
@@ -72,7 +74,7 @@ def predict_dataset(
             f"{detector.file}: expected a detector of the vocabulary {dataset.vocabulary.name},"
             f" found {detector.vocabulary.name}"
         )
-    annotations = dataset.load(part)
+    annotations = dataset.load(part).limited(limit)
     sizes = check_image_sizes(dataset, annotations)
     sizes.raise_errors()
     for line in sizes.warnings():

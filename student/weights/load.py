@@ -44,7 +44,8 @@ class LoadedModel:
         split: the split it was trained on; "full" for a published checkpoint, which records none.
         is_published: whether the file has the published form, so that the training split and the
             training settings are unknown.
-        sources: extra training datasets; see `evaluation.results.Results`.
+        sources, limit: extra training datasets, and `training_limit`; see
+            `evaluation.results.Results`.
     """
 
     model: HOIDetector
@@ -53,6 +54,7 @@ class LoadedModel:
     split: Split
     is_published: bool
     sources: tuple[dict[str, Any], ...] = ()
+    limit: int | None = None
 
 
 def load_student(
@@ -84,6 +86,7 @@ def load_student(
     if is_student_checkpoint(content):
         checkpoint = parse_checkpoint(content, file)
         trained, state = checkpoint.vocabulary, checkpoint.state
+        plan = state.get("plan", {})
         if vocabulary is not None and trained.digest() != vocabulary.digest():
             raise InputError(
                 f"{file}: expected a student of the vocabulary {vocabulary.name}, found"
@@ -95,8 +98,9 @@ def load_student(
             trained,
             checkpoint.split,
             is_published=False,
-            # `best.pt` has no plan, only the sources.
-            sources=tuple(state.get("sources", state.get("plan", {}).get("extra_data", ()))),
+            # `best.pt` has no plan, only these two of its entries.
+            sources=tuple(state.get("sources", plan.get("extra_data", ()))),
+            limit=state.get("limit", plan.get("limit")),
         )
     model = model_from_published(content, file, num_heads)
     vocabulary = vocabulary or _shipped_vocabulary(model, file)

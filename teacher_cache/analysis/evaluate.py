@@ -123,7 +123,7 @@ def evaluate_teacher(
     zero_shot = load_split(vocabulary, split)
     teacher = open_cache(cache)
     part = str(teacher.manifest["parts"].get("part"))
-    loaded = data.load(part)
+    loaded = data.load(part).limited(teacher.limit)
     teacher.check(vocabulary, loaded.digest, part)
     cached = [each for each in loaded.annotations if each.image_id in teacher]
     detections: dict[int, list[Detections]] = {ANNOTATED: [], PROPOSED: []}
@@ -148,8 +148,8 @@ def evaluate_teacher(
     }
     num_pairs = sum(teacher.shard_layout(shard).num_pairs for shard in range(teacher.num_shards))
     teacher_scores = TeacherScores(
-        f"{data.name}, {part} part, split {zero_shot.name}: {len(loaded.annotations)} images,"
-        f" {num_pairs} pairs",
+        f"{data.name}, {part} part, split {zero_shot.name}: {len(loaded.annotations)} images"
+        f"{'' if loaded.limit is None else ' (--limit)'}, {num_pairs} pairs",
         [
             (title, groups[ANNOTATED].get(name), groups[PROPOSED].get(name))
             for name, title in GROUP_TITLES.items()
@@ -173,6 +173,7 @@ def evaluate_teacher(
         split=zero_shot.name,
         setting=setting,
         num_images=len(loaded.annotations),
+        limit=loaded.limit,
         protocol=cast(PairProtocol, teacher.protocol),
         dataset_path=dataset,
         predictions=predictions,

@@ -33,8 +33,11 @@ def inspect_cache(
         refuse_existing(json, overwrite)
     if figure is not None:
         check_chart_file(figure, overwrite)
-    overview = compute_overview(open_cache(cache))
+    opened = open_cache(cache)
+    overview = compute_overview(opened)
     title = cache.resolve().name
+    if opened.limit is not None:
+        title += f" (built with --limit {opened.limit})"
     if json is not None:
         write_json(json, overview)
     if figure is not None:

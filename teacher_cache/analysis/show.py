@@ -92,7 +92,7 @@ def show_image(
     image_id = find_image(teacher, image)
     data = open_dataset(dataset)
     part = str(teacher.manifest["parts"].get("part"))
-    loaded = data.load(part)
+    loaded = data.load(part).limited(teacher.limit)
     teacher.check(data.vocabulary, loaded.digest, part)
     annotation = next(each for each in loaded.annotations if each.image_id == image_id)
     sizes = check_image_sizes(data, replace(loaded, annotations=(annotation,)))

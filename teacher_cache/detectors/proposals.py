@@ -60,25 +60,29 @@ class _Entry(Struct):
 
 @dataclass(frozen=True, eq=False)
 class Proposals:
-    """Content of a detections file: `PROPOSAL_DTYPE` rows, grouped by image, and its SHA-256."""
+    """Content of a detections file for `num_images` images: `PROPOSAL_DTYPE` rows, grouped by
+    image, and its SHA-256."""
 
     rows: np.ndarray
+    num_images: int
     digest: str
     issue_counts: Counter[str]
 
-    def by_image(self, num_images: int) -> Iterator[ObjectBoxes]:
+    def by_image(self) -> Iterator[ObjectBoxes]:
         """The boxes of each image, in the annotation file's order."""
-        ends = np.searchsorted(self.rows["image"], np.arange(num_images), side="right").tolist()
+        ends = np.searchsorted(
+            self.rows["image"], np.arange(self.num_images), side="right"
+        ).tolist()
         for first, end in zip([0, *ends[:-1]], ends, strict=True):
             rows = self.rows[first:end]
             yield ObjectBoxes(rows["box"], rows["label"].astype(np.int64), rows["score"])
 
-    def summary(self, file: Path, num_images: int) -> str:
+    def summary(self, file: Path) -> str:
         """One line with the number of detections, and of those that were clipped or dropped."""
         num_with_detections = len(np.unique(self.rows["image"]))
         kinds = (OUTSIDE_IMAGE, EMPTY_BOX, UNANNOTATED_IMAGE, UNKNOWN_OBJECT)
         issues = [f"{self.issue_counts[kind]} {kind}" for kind in kinds if self.issue_counts[kind]]
-        total = f"{len(self.rows)} detections in {num_with_detections} of {num_images} images"
+        total = f"{len(self.rows)} detections in {num_with_detections} of {self.num_images} images"
         return f"{file}: {', '.join([total, *issues])}"
 
 
@@ -151,7 +155,8 @@ def read_proposals(
     rows["label"], rows["score"] = table[:, 2], table[:, 7]
     rows = rows[~is_empty]
     order = np.argsort(rows["image"], kind="stable")
-    return Proposals(rows[order], sha256_of_file(file), issue_counts)
+    num_images = 1 + max(images.values(), default=-1)
+    return Proposals(rows[order], num_images, sha256_of_file(file), issue_counts)
 
 
 def _other_coco_ids(vocabulary: Vocabulary) -> frozenset[int]:

@@ -36,6 +36,7 @@ class InputsConfig:
             the annotated ones.
         device: "auto", "cpu" or "cuda[:i]" of the machine that loads the models.
         threads: torch's threads on a CPU; None leaves torch's default.
+        limit: see `AnnotationFile.limited`.
     """
 
     dataset: Path
@@ -47,6 +48,7 @@ class InputsConfig:
     device: str
     threads: int | None = None
     proposals: Path | None = None
+    limit: int | None = None
 
     def absolute(self) -> InputsConfig:
         """The same configuration with absolute paths, for processes with other working folders."""
@@ -69,7 +71,8 @@ class InputsConfig:
 
 @dataclass(frozen=True, eq=False)
 class BuildData:
-    """Dataset of a build; the image tasks are those of the annotated images, in their order."""
+    """Dataset of a build; the image tasks are those of the annotated images, in their order, and
+    the proposals those of the whole file."""
 
     vocabulary: Vocabulary
     annotations: AnnotationFile
@@ -100,19 +103,23 @@ def read_build_data(config: InputsConfig, dataset: Dataset | None = None) -> Bui
     """Reads the annotations and, where the build uses one, the detections file.
 
     Raises:
-        InputError: a file is missing or wrong.
+        InputError: a file is missing or wrong, or no label is left.
     """
     dataset, strict = dataset or open_dataset(config.dataset), config.extraction.strict
-    annotations = dataset.load(config.part, strict)
+    whole = dataset.load(config.part, strict)
+    if not whole.boxes_only:
+        whole.require_labels()
+    annotations = whole.limited(config.limit)
     images = dataset.part(config.part).images
-    entries = annotations.annotations
     proposals = None
-    boxes_by_image: Iterable[ObjectBoxes | None] = [None] * len(entries)
+    boxes_by_image: Iterable[ObjectBoxes | None] = [None] * len(whole.annotations)
     if config.proposals is not None:
-        proposals = load_proposals(config.proposals, dataset, annotations, strict)
-        boxes_by_image = proposals.by_image(len(entries))
+        # Detections of images that the limit leaves out are valid too.
+        proposals = load_proposals(config.proposals, dataset, whole, strict)
+        boxes_by_image = proposals.by_image()
     elif config.detector is None:
-        boxes_by_image = map(annotated_boxes, entries)
+        boxes_by_image = map(annotated_boxes, whole.annotations)
+    chosen = {annotation.image_id for annotation in annotations.annotations}
     image_tasks = [
         ImageTask(
             image_id=annotation.image_id,
@@ -121,7 +128,8 @@ def read_build_data(config: InputsConfig, dataset: Dataset | None = None) -> Bui
             boxes=boxes,
             size=annotation.size,
         )
-        for annotation, boxes in zip(entries, boxes_by_image, strict=True)
+        for annotation, boxes in zip(whole.annotations, boxes_by_image, strict=True)
+        if annotation.image_id in chosen
     ]
     return BuildData(dataset.vocabulary, annotations, image_tasks, proposals)
 

@@ -75,7 +75,8 @@ def verify_cache(
     if dataset is not None:
         data = open_dataset(dataset)
         part = str(verified.manifest["parts"].get("part"))
-        verified.check(data.vocabulary, data.load(part).digest, part)
+        loaded = data.load(part).limited(verified.limit)
+        verified.check(data.vocabulary, loaded.digest, part)
     size = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
     print(
         f"{cache}: {len(verified)} images in {verified.num_shards} shards, {size / 1e6:.1f} MB,"

@@ -129,6 +129,12 @@ class TeacherCache:
         is_annotated = self.manifest["parts"].get("candidates") == "annotated"
         return "annotated" if is_annotated else "detector"
 
+    @property
+    def limit(self) -> int | None:
+        """Number of images of a cache that was built with `--limit`; None for a whole part."""
+        prefix, *words = str(self.manifest["parts"].get("annotations")).split(" ")
+        return int(words[0]) if prefix == "limit" else None
+
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """Vocabulary of the outputs.

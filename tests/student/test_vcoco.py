@@ -126,6 +126,14 @@ def test_a_run_and_its_checkpoint_are_scored_by_vcoco_metrics(run, root, tmp_pat
     assert read_json(tmp_path / "vcoco.json")["metrics"] == own["metrics"]
 
 
+def test_a_limit_is_that_of_both_protocols(run, root, tmp_path):
+    few = evaluate_checkpoint(run, root, None, tmp_path, "cpu", 0, overwrite=False, limit=3)
+    own, whole = read_json(tmp_path / "vcoco.json"), read_json(run / "vcoco.json")
+    assert few.num_images == own["num_images"] == own["limit"] == 3
+    people = [each["per_action"]["stand"]["positives"] for each in (own, whole)]
+    assert people[0] < people[1]
+
+
 def test_perfect_predictions_have_an_ap_of_100(official, vcoco):
     """One query for each pair and for each person alone, with scores of 1."""
     truth, found = official.vcoco_ground_truth("test"), []

@@ -32,6 +32,17 @@ def test_a_checkpoint_of_unknown_training_is_no_control(toy, make):
     assert (last.title, last.note) == ("eoid_ua", "from a checkpoint, after pairwise NMS")
 
 
+def test_limited_results_are_not_averaged_with_whole_ones(toy, make):
+    """The whole ones give the page its dataset and number of images."""
+    trial = make(0.1, name="trial", limit=8, training_limit=8, num_images=8)
+    teacher = make(0.2, kind="teacher", name="teacher", limit=8)
+    found = compare([trial, teacher, make(0.7), make(0.5, seed=1)], toy)
+    assert [entry.role for entry in found.entries] == ["distilled", *["predictions"] * 2]
+    assert found.entries[0].metric("unseen") == pytest.approx(0.6) and not found.first.limit
+    note = "trained with --limit 8 and evaluated with --limit 8"
+    assert [entry.note for entry in found.entries[1:]] == [note, "evaluated with --limit 8"]
+
+
 def test_files_take_the_styles_of_unused_roles(toy, make):
     files = [make(0.2, kind="predictions", name=name, distillation=None) for name in "abc"]
     found = compare([make(0.7), *files], toy).entries

@@ -169,6 +169,12 @@ def test_a_single_result_without_other_files(bare, tmp_path):
     assert "<b>a &" not in text and "&lt;b&gt;a &amp; b&lt;/b&gt;" in text
 
 
+def test_a_result_of_a_few_images_is_marked(bare, tmp_path):
+    text = write(tmp_path / "report.html", bare(name="trial", limit=8, training_limit=16))
+    note = "trained with --limit 16 and evaluated with --limit 8"
+    assert f"not a whole run: trial ({note})." in text and f"<small>{note}</small>" in text
+
+
 def test_hico_det_with_all_its_classes(tmp_path):
     hico = load_vocabulary("hico-det")
     results = Results(

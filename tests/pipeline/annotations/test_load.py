@@ -31,3 +31,15 @@ def test_digest_is_that_of_the_file(save_json, hico):
 def test_golden_annotations_have_no_issues(golden_file, hico):
     file = load_annotations(golden_file, hico, "test", strict=True)
     assert file.annotations and file.num_labels
+
+
+def test_limited_images_are_at_equal_distances(save_json, hico):
+    entries = [
+        {"file_name": f"{n}.jpg", "annotations": [], "hoi_annotation": []} for n in range(10)
+    ]
+    file = load_annotations(save_json(entries), hico, "train")
+    few = file.limited(4)
+    assert [one.image_id for one in few.annotations] == ["0.jpg", "2.jpg", "5.jpg", "7.jpg"]
+    assert (few.limit, few.digest) == (4, f"limit 4 {file.digest}")
+    assert file.limited(None) is file.limited(10) is file and file.limit is None
+    assert few.limited(4) is few

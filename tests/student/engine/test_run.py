@@ -242,3 +242,51 @@ def test_an_unreadable_test_image_is_reported_before_training(configure_run, dat
     assert str(image) in str(caught.value) and "--skip-unreadable" in str(caught.value)
     assert not config.out.exists()
     assert run_student(replace(config, skip_unreadable=True)).num_images == 6
+
+
+@pytest.fixture
+def limited_cache(annotations, make_teacher_outputs, write_cache, vocabulary, tmp_path):
+    """A cache of every second training image."""
+    file = annotations.limited(8)
+    outputs = {one.image_id: make_teacher_outputs(one) for one in file.annotations}
+    return write_cache(tmp_path / "limited", vocabulary, file.digest, outputs)
+
+
+def test_a_limited_run(configure_run, limited_cache, data, tmp_path, messages):
+    """Files of the other images need not exist."""
+    chosen = {"train2015": (1, 5, 9, 13), "test2015": (1, 2, 4, 5)}
+    for folder, numbers in chosen.items():
+        for path in (data / "images" / folder).iterdir():
+            if int(path.stem[-8:]) not in numbers:
+                path.unlink()
+    out = tmp_path / "run"
+    config = configure_run(out, data=data, cache=limited_cache, limit=4)
+    results = run_student(config)
+    assert (results.limit, results.training_limit, results.num_images) == (4, 4, 4)
+    stored = read_results(out / "results.json")
+    assert stored.limit_note == "trained with --limit 4 and evaluated with --limit 4"
+    plan = read_json(out / "config.json")
+    assert plan["limit"] == 4 and "limit" not in plan["execution"]
+    assert load_checkpoint(out / "checkpoint.pt").state["step"] == 1
+    found = read_predictions(out / "predictions.json", load_vocabulary("toy"))
+    assert [int(one.image_id[-12:-4]) for one in found] == list(chosen["test2015"])
+    assert any("4 training and 4 test images" in line for line in messages)
+    with pytest.raises(InputError, match=r"found another limit \(limit: 4, now 2\)"):
+        run_student(replace(config, limit=2))
+    again = evaluate_checkpoint(out, data, None, tmp_path / "e", "cpu", 0, False, limit=2)
+    assert (again.limit, again.training_limit, again.num_images) == (2, 4, 2)
+
+
+@pytest.mark.parametrize("limit", [None, 9])
+def test_a_limited_cache_is_refused_for_more_images(configure_run, limited_cache, tmp_path, limit):
+    with pytest.raises(InputError, match=r"limited: expected .* built with --limit 8; train on it"):
+        run_student(configure_run(tmp_path / "run", cache=limited_cache, limit=limit))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_limit_above_the_number_of_images_is_none(run, configure_run, finished):
+    """The run in the folder, which had no limit, counts as the same one."""
+    results = run_student(configure_run(run, limit=16))
+    assert results.metrics == finished[1].metrics and not results.limit_note
+    with pytest.raises(InputError, match=r"found another limit \(limit: nothing, now 15\)"):
+        run_student(configure_run(run, limit=15))

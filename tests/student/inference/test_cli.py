@@ -44,6 +44,10 @@ def test_predictions_of_a_part_can_be_scored(run, toy_checkpoint, dataset_root, 
     truth = dataset_root / "annotations/test_hico.json"
     arguments = ["hico", tmp_path / "out/predictions.json", "--annotations", truth]
     assert run(*arguments, "--vocabulary", "toy", command=score_main)[0] == 0
+    few = [toy_checkpoint, "--data", dataset_root, "--out", tmp_path / "few", "--limit", 2]
+    assert run(*few)[0] == 0
+    value = json.loads((tmp_path / "few/predictions.json").read_text())
+    assert [int(one["file_name"][-12:-4]) for one in value] == [1, 4]
 
 
 def test_an_unreadable_file_exits_with_2_at_the_end(run, toy_checkpoint, write_image, tmp_path):
@@ -64,6 +68,8 @@ def test_an_unreadable_file_exits_with_2_at_the_end(run, toy_checkpoint, write_i
         (["RUN", "a.jpg"], "IMAGEs need --out, --json or both"),
         (["RUN", "--data", "toy"], "--data needs --out"),
         (["RUN", "--data", "toy", "--out", "o", "--json", "x"], "takes no --json"),
+        (["RUN", "a.jpg", "--out", "o", "--limit", "2"], "--limit needs --data"),
+        (["RUN", "--data", "toy", "--out", "o", "--limit", "0"], "--limit"),
         (["RUN", "--export", "tflite", "x"], "'tflite' is not one of"),
         (["RUN", "a.jpg", "--out", "o", "--threshold", "2"], "--threshold"),
         (["gone", "a.jpg", "--out", "o"], "gone: no such file"),

@@ -46,7 +46,7 @@ def entry(**changes):
 def test_an_empty_list(read, tmp_path):
     found = read([])
     assert found.rows.shape == (0,) and found.rows.dtype == PROPOSAL_DTYPE
-    assert [len(boxes.labels) for boxes in found.by_image(3)] == [0, 0, 0]
+    assert [len(boxes.labels) for boxes in found.by_image()] == [0, 0]
     assert found.digest == sha256_of_file(tmp_path / "results.json")
 
 
@@ -59,14 +59,13 @@ def test_detections_by_image(read):
             entry(bbox=[0, 0, 100, 50], score=0.25),
         ]
     )
-    first, second, third = found.by_image(3)
+    first, second = found.by_image()
     assert first.boxes.tolist() == [[1, 2, 4, 6], [0, 0, 100, 50]]
     assert first.scores.tolist() == [0.5, 0.25]
     assert second.boxes.tolist() == [[10, 20, 40.5, 60], [1, 2, 4, 6]]
     assert [HICO.objects[label] for label in second.labels] == ["dog", "person"]
-    assert len(third.labels) == 0 and third.boxes.shape == (0, 4)
     assert not +found.issue_counts
-    assert found.summary("f.json", 3) == "f.json: 4 detections in 2 of 3 images"
+    assert found.summary("f.json") == "f.json: 4 detections in 2 of 2 images"
 
 
 def test_boxes_outside_the_image_are_clipped_and_counted(read):
@@ -80,11 +79,11 @@ def test_boxes_outside_the_image_are_clipped_and_counted(read):
             entry(image_id=6, bbox=[900, 900, 1000, 1000]),
         ]
     )
-    first, second, _ = found.by_image(3)
+    first, second = found.by_image()
     assert first.boxes.tolist() == [[0, 0, 15, 15], [90, 40, 100, 50], [90, 40, 100, 50]]
     assert second.boxes.tolist() == [[900, 900, 1900, 1900]]
-    line = found.summary("f.json", 3)
-    assert "4 detections in 2 of 3 images, 2 boxes over the image's edge (clipped)" in line
+    line = found.summary("f.json")
+    assert "4 detections in 2 of 2 images, 2 boxes over the image's edge (clipped)" in line
     assert "2 boxes without area (dropped)" in line
 
 
@@ -100,7 +99,7 @@ def test_other_images_and_coco_objects_are_left_out(read):
     missing = HICO.category_ids[10]
     found = read([entry(category_id=missing), entry(image_id="c.jpg"), GOOD], subset)
     assert len(found.rows) == 1
-    line = found.summary("f", 3)
+    line = found.summary("f")
     assert "1 detections of COCO objects that the vocabulary does not" in line
     assert "1 detections of images that are not annotated (left out)" in line
     with pytest.raises(InputError, match=r"entry 0\.category_id: expected"):
@@ -202,7 +201,7 @@ def load(dataset, tmp_path):
 
 
 def widths(proposals):
-    return [box.boxes[0, 2] for box in proposals.by_image(7)]
+    return [box.boxes[0, 2] for box in proposals.by_image()]
 
 
 def test_boxes_are_clipped_to_the_files_sizes_without_annotated_ones(dataset, load):
