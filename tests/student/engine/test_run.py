@@ -260,7 +260,8 @@ def test_a_limited_run(configure_run, limited_cache, data, tmp_path, messages):
             if int(path.stem[-8:]) not in numbers:
                 path.unlink()
     out = tmp_path / "run"
-    config = configure_run(out, data=data, cache=limited_cache, limit=4)
+    best = {"val_size": 1, "val_every": 1, "keep": "best"}
+    config = configure_run(out, data=data, cache=limited_cache, limit=4, **best)
     results = run_student(config)
     assert (results.limit, results.training_limit, results.num_images) == (4, 4, 4)
     stored = read_results(out / "results.json")
@@ -273,8 +274,10 @@ def test_a_limited_run(configure_run, limited_cache, data, tmp_path, messages):
     assert any("4 training and 4 test images" in line for line in messages)
     with pytest.raises(InputError, match=r"found another limit \(limit: 4, now 2\)"):
         run_student(replace(config, limit=2))
-    again = evaluate_checkpoint(out, data, None, tmp_path / "e", "cpu", 0, False, limit=2)
-    assert (again.limit, again.training_limit, again.num_images) == (2, 4, 2)
+    for file in ("best.pt", "checkpoint.pt"):
+        path = tmp_path / file
+        again = evaluate_checkpoint(out / file, data, None, path, "cpu", 0, False, limit=2)
+        assert (again.limit, again.training_limit, again.num_images) == (2, 4, 2)
 
 
 @pytest.mark.parametrize("limit", [None, 9])
