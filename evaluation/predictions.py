@@ -25,14 +25,13 @@ from pipeline.annotations.box_format import XYXY, BoxFormatCheck
 from pipeline.types import Detections
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import atomic_write, iter_json
-from pipeline.utils.schema import convert
+from pipeline.utils.schema import Number, convert
 from pipeline.vocabulary import Vocabulary
 
 # Name of the predictions file in a run folder.
 PREDICTIONS_FILE = "predictions.json"
 CHECKPOINT_SUFFIXES = (".pt", ".pth")
 BOX_EXPECTED = "four finite numbers x1, y1, x2, y2 in pixels with x1 <= x2 and y1 <= y2"
-Number = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1, description="a whole number")]
 MAX_SCORE = sys.float_info.max
 Score = Annotated[float, Meta(ge=-MAX_SCORE, le=MAX_SCORE, description="a finite number")]
 # Files with fewer pairs are not checked for the numbering of their verbs.

@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import read_json, sha256_of_json
-from pipeline.utils.schema import Text, convert
+from pipeline.utils.schema import Number, Text, convert
 
 BUILTIN_VOCABULARIES = ("hico-det", "vcoco", "toy")
 NO_INTERACTION = "no_interaction"
@@ -141,7 +141,7 @@ class Vocabulary:
 
 class _Object(Struct):
     name: Text
-    id: int
+    id: Number
 
 
 class _Verb(Struct):

@@ -25,12 +25,13 @@ from typing import Any
 import numpy as np
 from msgspec import ValidationError, convert
 
-from evaluation.predictions import Number, iterate_entries, write_entries
+from evaluation.predictions import iterate_entries, write_entries
 from pipeline.annotations.box_format import MAX_COORDINATE, XYXY, BoxFormatCheck
 from pipeline.annotations.vcoco import AGENT, VcocoAction
 from pipeline.types import Detections
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import atomic_write, identify_file
+from pipeline.utils.schema import Number
 from pipeline.vocabulary import Vocabulary
 
 # Number of entries that are converted to arrays at a time.

@@ -29,6 +29,11 @@ MAX_COORDINATE = 1e9
 OUTSIDE_MARGIN = 0.05
 # Single images may have such boxes; with another scale most boxes are outside.
 MAX_OUTSIDE_SHARE = 0.5
+# Full scales of coordinates that are percent or thousandths of the sides. Boxes have one of them if
+# the boxes reach to it within `SCALE_MARGIN` in both directions, and at least this number and share
+# of them are in images that are `MIN_SIDE_RATIO` times as large.
+SCALES = (100, 1000)
+SCALE_MARGIN, MIN_SIDE_RATIO, MIN_SCALED_BOXES, MIN_SCALED_SHARE = 0.1, 2, 20, 0.9
 
 
 def far_outside_mask(boxes: np.ndarray, size: tuple[int, int] | np.ndarray) -> np.ndarray:
@@ -74,6 +79,8 @@ class BoxFormatCheck:
         # Number of the invalid boxes that are valid in each of the other formats.
         self._valid_in = {other: 0 for other in (XYXY, XYWH, CXCYWH) if other != box_format}
         self._first_outside = ""
+        # Right and lower end of all boxes, and the number of boxes in much larger images.
+        self._extent, self._in_large = np.zeros(2), dict.fromkeys(SCALES, 0)
 
     def add(
         self,
@@ -104,6 +111,10 @@ class BoxFormatCheck:
             corners = np.concatenate([first, first + last], axis=1)
         if wrong.any():
             self._add_wrong(boxes[wrong], limit[wrong])
+        self._extent = corners[:, 2:].max(axis=0, initial=0).clip(self._extent)
+        for scale in SCALES:
+            is_large = (np.isfinite(limit) & (limit >= MIN_SIDE_RATIO * scale)).all(axis=1)
+            self._in_large[scale] += int(is_large.sum())
         outside = far_outside_mask(corners, limit)
         if outside.any() and not self._first_outside:
             box, sides = (values[int(np.argmax(outside))].tolist() for values in (boxes, limit))
@@ -157,7 +168,17 @@ class BoxFormatCheck:
             raise BoxFormatError(problem)
 
     def scale_error(self, file: Path, field: str) -> str:
-        """Message if boxes are in pixels of images of another size, otherwise empty."""
+        """Message if boxes are in percent or thousandths of the sides, or in pixels of images of
+        another size, otherwise empty."""
+        for scale in SCALES:
+            is_filled = (np.abs(self._extent / scale - 1) <= SCALE_MARGIN).all()
+            min_boxes = max(MIN_SCALED_BOXES, MIN_SCALED_SHARE * self._total)
+            if is_filled and self._in_large[scale] >= min_boxes:
+                found = f"numbers from 0 to {scale} in all {self._total} boxes"
+                return (
+                    f"{bad_field(file, field, f'{self.box_format} in pixels', found)}: multiply"
+                    f" them by the width and height of the image and divide them by {scale}"
+                )
         if self._outside < max(MIN_BOXES, MAX_OUTSIDE_SHARE * self._total):
             return ""
         found = f"{self._outside} of {self._total} boxes outside their images"

@@ -18,13 +18,13 @@ from pipeline.annotations.base import (
 from pipeline.annotations.box_format import XYWH
 from pipeline.types import Annotation
 from pipeline.utils.errors import bad_field
-from pipeline.utils.schema import Positive, convert
+from pipeline.utils.schema import Number, Positive, convert
 
 
 class CocoImage(Struct):
     """An entry of `images`."""
 
-    id: int
+    id: Number
     file_name: Any
     width: Positive
     height: Positive
@@ -33,17 +33,17 @@ class CocoImage(Struct):
 class CocoBox(Struct):
     """An entry of `annotations`; `area` is that of the segment."""
 
-    image_id: int
-    category_id: int
+    image_id: Number
+    category_id: Number
     bbox: XywhBox
-    id: int | None = None
+    id: Number | None = None
     iscrowd: int | bool = 0
     area: float | None = None
     ignore: int | bool = 0
 
 
 class _Category(Struct):
-    id: int
+    id: Number
     name: str
 
 
@@ -102,7 +102,7 @@ def read_coco(
     for index, entry in enumerate(content.annotations):
         where = f"annotations[{index}]"
         owner = entry.get("image_id") if isinstance(entry, dict) else None
-        if image_ids is not None and owner not in boxes:
+        if image_ids is not None and type(owner) is int and owner not in boxes:
             continue
         with context.catch_errors():
             if type(owner) is not int or owner not in boxes:

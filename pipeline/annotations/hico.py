@@ -21,7 +21,7 @@ from pipeline.annotations.base import (
 )
 from pipeline.types import Annotation
 from pipeline.utils.errors import InputError, bad_field
-from pipeline.utils.schema import Positive, convert
+from pipeline.utils.schema import Number, Positive, convert
 
 
 class _InstancesFile(Struct):
@@ -29,16 +29,18 @@ class _InstancesFile(Struct):
     annotation: list[Any]
     objects: list[Any]
     verbs: list[Any]
-    correspondence: list[Annotated[tuple[int, int, int], Meta(description="[hoi, object, verb]")]]
+    correspondence: list[
+        Annotated[tuple[Number, Number, Number], Meta(description="[hoi, object, verb]")]
+    ]
     size: list[Any] | None = None
 
 
 class _InstancesEntry(Struct):
     boxes_h: list[Box]
     boxes_o: list[Box]
-    object: list[int]
-    verb: list[int]
-    hoi: list[int]
+    object: list[Number]
+    verb: list[Number]
+    hoi: list[Number]
 
 
 def parse_instances(value: dict[str, Any], context: ParseContext) -> list[Annotation]:
@@ -134,10 +136,10 @@ class _MatBox(Struct):
 
 
 class _MatHoi(Struct):
-    id: int
+    id: Number
     bboxhuman: list[_MatBox]
     bboxobject: list[_MatBox]
-    connection: list[Annotated[tuple[int, int], Meta(description="two box indices")]]
+    connection: list[Annotated[tuple[Number, Number], Meta(description="two box indices")]]
     invis: int
 
 
@@ -274,13 +276,13 @@ MIN_LABELS = 20
 
 class _Box(Struct):
     bbox: Box
-    category_id: int
+    category_id: Number
 
 
 class _Label(Struct):
-    subject_id: int
-    object_id: int
-    category_id: int
+    subject_id: Number
+    object_id: Number
+    category_id: Number
 
 
 class _HoiaEntry(Struct):

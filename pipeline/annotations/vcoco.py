@@ -10,6 +10,7 @@ without action labels are kept, because the protocol ignores detections that mat
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,7 +30,7 @@ from pipeline.annotations.coco import CocoFile, CocoImage, read_coco
 from pipeline.types import Annotation
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import read_json, read_text, sha256_of_file, sha256_of_json
-from pipeline.utils.schema import Text, convert
+from pipeline.utils.schema import Number, Text, convert
 
 AGENT = "agent"
 UNKNOWN_ROLE_BOX = "role objects that are not a box of the image (removed)"
@@ -259,7 +260,7 @@ class ActionTable:
 
 # Releases differ in having a list, or a list of lists of one number.
 Column = Annotated[
-    list[int | Annotated[list[int], Meta(min_length=1, max_length=1)]],
+    list[Number | Annotated[list[Number], Meta(min_length=1, max_length=1)]],
     Meta(description="a list of whole numbers"),
 ]
 
@@ -398,7 +399,7 @@ def read_image_ids(path: Path) -> list[int]:
     for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():
             continue
-        if not line.strip().isdecimal():
+        if not re.fullmatch(r"\s*\d{1,18}\s*", line):
             raise bad_field(path, f"line {number}", "the id of an image", line)
         if int(line) in ids:
             raise bad_field(path, f"line {number}", "every image once", f"{line} a second time")

@@ -19,7 +19,11 @@ def bad_field(file: object, where: str, expected: str, found: object) -> InputEr
         expected: description of valid values.
         found: the value or a description of it, shortened to 80 characters.
     """
-    shown = found if isinstance(found, str) else repr(found)
+    try:
+        shown = found if isinstance(found, str) else repr(found)
+    # Pickles and TOML files can have integers with more digits than Python prints.
+    except ValueError:
+        shown = "a number with thousands of digits"
     if len(shown) > 80:
         shown = shown[:77] + "..."
     return InputError(f"{file}: {where}: expected {expected}, found {shown}")

@@ -243,7 +243,8 @@ def read_toml(path: Path | str) -> dict[str, Any]:
         return tomllib.loads(Path(path).read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    # ValueErrors are texts that are not UTF-8 or not TOML, and numbers of thousands of digits.
+    except (OSError, ValueError, RecursionError) as error:
         found = identify_file(path, BINARY_SIGNATURES) or error
         raise InputError(f"{path}: expected TOML, found {found}") from None
 

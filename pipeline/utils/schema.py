@@ -20,7 +20,10 @@ from pipeline.utils.files import read_json
 Kind = TypeVar("Kind")
 
 Text = Annotated[str, Meta(pattern=r"\S", description="a text")]
-Positive = Annotated[int, Meta(ge=1)]
+# Arrays have 64 bits per integer.
+Number = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1, description="a whole number")]
+# Larger counts and sizes are mistakes, and very large ones overflow float arithmetic.
+Positive = Annotated[int, Meta(ge=1, le=10**9)]
 
 MISSING = "nothing (the key is missing)"
 WRONG_FIELD = re.compile(r"Object (missing required|contains unknown) field `(.+?)`")
@@ -137,6 +140,6 @@ def _describe(info: Any) -> str:
     if isinstance(info, (inspect.IntType, inspect.FloatType)):
         name = "a whole number" if isinstance(info, inspect.IntType) else "a number"
         low = "" if info.ge is None else f" from {info.ge:g} on"
-        return f"{name}{low if info.le is None else f' from {info.ge:g} to {info.le:g}'}"
+        return f"{name}{low if info.le is None else f' from {info.ge:g} to {info.le:.15g}'}"
     empty = getattr(info, "min_length", None)
     return f"{'a non-empty list' if empty else NAMES.get(type(info), 'a text')}"

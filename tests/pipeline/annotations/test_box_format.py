@@ -45,6 +45,10 @@ OTHER_SCALES = {
 }
 
 
+def percent(box, size):
+    return (100 * np.divide(box, size * 2)).tolist()
+
+
 def wider_by_pixels(box, _):
     return [box[0], box[1], box[2] + 3, box[3] + 3]
 
@@ -126,6 +130,18 @@ def test_annotations_of_another_scale(save_json, hico, part, change):
         load_annotations(file, hico, "test")
     assert str(file) in str(caught.value)
     load_annotations(save_json(part(0, 40, wider_by_pixels, True)), hico, "test")
+
+
+def test_percent(save_json, hico, hoia, part):
+    file = save_json(part(0, 40, percent, True))
+    with pytest.raises(BoxFormatError, match="0 to 100 ") as caught:
+        load_annotations(file, hico, "test")
+    assert str(file) in str(caught.value)
+    file = save_json(predictions(hoia[:40], percent), "predictions.json")
+    truth = save_json(of_hoia(hoia, 0, 40, unchanged, True), "truth.json")
+    with pytest.raises(BoxFormatError, match="0 to 100 ") as caught:
+        score_hico_file(file, truth, vocabulary="hico-det")
+    assert str(file) in str(caught.value)
 
 
 @pytest.mark.parametrize("change", OTHER_SCALES.values(), ids=OTHER_SCALES)

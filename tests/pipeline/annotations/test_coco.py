@@ -46,6 +46,9 @@ def test_issues_are_counted_or_refused(save_json, hico, changed, bbox):
         ("images", 1, "width", None, r"images\[1\].width: expected"),
         ("annotations", 1, "image_id", 8, r"annotations\[1\].image_id: expected"),
         ("annotations", 2, "bbox", [1, 2, 3], r"a.jpg: annotations\[2\].bbox: expected"),
+        ("images", 1, "height", 10**400, r"images\[1\].height: expected"),
+        ("annotations", 1, "image_id", [7], r"annotations\[1\].image_id: expected"),
+        ("annotations", 2, "category_id", 10**20, r"annotations\[2\].category_id: expected"),
         ("annotations", 2, "category_id", 12, r"annotations\[2\].category_id: expected"),
     ],
 )

@@ -181,6 +181,7 @@ def coco(change):
             coco(lambda v: v["images"].pop()),
             "instances_vcoco_all_2014.json: images: expected image 20",
         ),
+        (coco(lambda v: v["annotations"][1].update(image_id=[10])), r"annotations\[1\].image_id"),
         (coco(lambda v: v["images"][0].update(width=0)), r"images\[0\].width: expected"),
         (coco(lambda v: v["annotations"][1].update(category_id=12)), "an object id of vcoco"),
         (coco(lambda v: v["images"].append(v["images"][0])), "every image once"),
@@ -238,6 +239,7 @@ def test_read_actions(save_json):
         ([{**HOLD, "image_id": [7, 9]}], "hold: ann_id: expected 2 entries"),
         ([{**HOLD, "label": [1, 0, 2]}], "hold: label: expected 0 or 1, found 2"),
         ([{**HOLD, "ann_id": [1, 2, 1]}], "hold: ann_id: expected"),
+        ([{**HOLD, "ann_id": [1, 2, 2**63]}], "hold: ann_id: expected"),
         ([{**HOLD, "role_object_id": [1, 2, 3]}], "hold: role_object_id: expected 6 entries"),
         ([HOLD, {**STAND, "ann_id": [1, 2, 4]}], "stand: ann_id: expected"),
     ],
@@ -287,6 +289,7 @@ def test_given_paths_are_preferred_and_boxes_of_the_other_part_not_used(tmp_path
         (None, "no such"),
         ("", "file: expected"),
         ("1\nx\n", r"line 2: expected.*found x"),
+        ("1\n" + "9" * 5000, "line 2: expected"),
         ("5\n6\n5\n", r"line 3: expected.*found 5 a second time"),
     ],
 )

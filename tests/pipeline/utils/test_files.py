@@ -131,6 +131,8 @@ def test_folder_is_not_a_file(tmp_path, read):
         (b"\xff\xfea\x00", "expected TOML, found UTF-16; save it as UTF-8"),
         (b"a = \xff", "expected TOML"),
         ("<html>", "expected TOML, found a web page"),
+        ("a = " + "9" * 5000, "expected TOML"),
+        ("a = " + "[" * 5000, "expected TOML"),
     ],
 )
 def test_invalid_toml_is_refused(save, content, message):

@@ -38,8 +38,8 @@ def test_numbers_and_defaults():
         (["rows", 1, "point", 0], True, "rows[1].point: expected two numbers [x, y], found [True"),
         (["rows", 1, "kind"], "c", "rows[1].kind: expected one of a, b, found c"),
         (["rows", 1, "name"], " ", "rows[1].name: expected a text, found  "),
-        (["rows", 1, "count"], 0, "rows[1].count: expected a whole number from 1 on, found 0"),
-        (["rows", 1, "count"], 1.5, "rows[1].count: expected a whole number from 1 on, found 1.5"),
+        (["rows", 1, "count"], 0, "rows[1].count: expected a whole number from 1 to 1000000000, found 0"),
+        (["rows", 1, "count"], 1.5, "rows[1].count: expected a whole number from 1 to 1000000000, found 1.5"),
         (["rows", 1, "size"], 3, "rows[1].size: expected only point, kind, name, count, found an"),
     ],
 )
@@ -55,6 +55,10 @@ def test_a_part_of_a_file_is_named():
         convert({"point": 3}, Entry, "a.json", "parts.x")
     with pytest.raises(InputError, match=r"^a.json: content: expected an object, found 3$"):
         convert(3, Entry, "a.json")
+
+
+def test_numbers_that_python_does_not_print():
+    assert "found a number" in str(bad_field("a.pkl", "score", "a number", [10**5000]))
 
 
 def test_long_values_are_cut_off():
