@@ -10,11 +10,11 @@ import cloup
 
 from evaluation.scoring_options import build_scoring_config, details_option, scoring_options
 from pipeline.utils.cli import HELP_SETTINGS, run_command
-from pipeline.utils.cli_options import config_option, option
+from pipeline.utils.cli_options import PathType, config_option, option
 
-FILE = click.Path(dir_okay=False, path_type=Path)
-FOLDER = click.Path(file_okay=False, path_type=Path)
-PATH = click.Path(path_type=Path)
+FILE = PathType(dir_okay=False)
+FOLDER = PathType(file_okay=False)
+PATH = PathType()
 data_option = option(
     "--data", type=FOLDER, show_default="found around the annotations", help="Dataset folder."
 )

@@ -9,7 +9,7 @@ import click
 import cloup
 
 from pipeline.utils.cli import HELP_SETTINGS, run_command
-from pipeline.utils.cli_options import config_option, option
+from pipeline.utils.cli_options import PathType, config_option, option
 from pipeline.utils.errors import InputError
 
 
@@ -19,7 +19,7 @@ def data() -> None:
 
 
 @data.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="DIR", type=PathType())
 @option("--train", default=3000, show_default=True, help="Number of training images.")
 @option("--test", default=500, show_default=True, help="Number of test images.")
 @option("--seed", default=0, show_default=True, help="Seed of the images.")
@@ -37,7 +37,7 @@ def toy(folder: Path, train: int, test: int, seed: int, overwrite: bool) -> None
 
 
 @data.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="DIR", type=PathType())
 @option("--strict", is_flag=True, help="Refuse annotation issues instead of repairing them.")
 @config_option
 def check(folder: Path, strict: bool) -> None:
@@ -59,12 +59,12 @@ def check(folder: Path, strict: bool) -> None:
 
 @data.command()
 @click.argument("form", metavar="FORM", type=click.Choice(["label-studio"]))
-@click.argument("export", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
-@option("--images", type=click.Path(path_type=Path), required=True, help="Folder of the images.")
+@click.argument("export", type=PathType())
+@click.argument("out", type=PathType())
+@option("--images", type=PathType(), required=True, help="Folder of the images.")
 @option(
     "--vocabulary",
-    type=click.Path(path_type=Path),
+    type=PathType(),
     show_default="vocabulary.json in OUT",
     help="Name or file of a vocabulary; a file that does not exist is written with all labels of"
     " EXPORT.",

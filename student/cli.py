@@ -13,6 +13,7 @@ import cloup
 from evaluation.scoring_options import build_scoring_config, details_option, scoring_options
 from pipeline.utils.cli import HELP_SETTINGS, device_option, limit_option, run_command
 from pipeline.utils.cli_options import (
+    PathType,
     config_option,
     describe_hidden_settings,
     format_config,
@@ -29,7 +30,7 @@ from student.config import DISTILLATION, PRESETS, RECIPE_PARTS, get_preset
 if TYPE_CHECKING:
     from evaluation.results import Results
 
-PATH = click.Path(path_type=Path)
+PATH = PathType()
 POSITIVE_INT = click.IntRange(min=1)
 # Settings of the recipe that `--help` shows; the others are set with --set or --config.
 COMMON_SETTINGS = {

@@ -10,6 +10,7 @@ import cloup
 
 from pipeline.utils.cli import HELP_SETTINGS, device_option, limit_option, run_command
 from pipeline.utils.cli_options import (
+    PathType,
     config_option,
     describe_hidden_settings,
     format_config,
@@ -33,7 +34,7 @@ def cache() -> None:
 
 
 @cache.command(epilog=describe_hidden_settings("eoid-cache config"), section=BUILDING)
-@cloup.argument("dataset", type=click.Path(path_type=Path), help="Dataset folder.")
+@cloup.argument("dataset", type=PathType(), help="Dataset folder.")
 @cloup.option_group(
     "Data",
     option(
@@ -116,7 +117,7 @@ def cache() -> None:
     ),
     option(
         "--proposals",
-        type=click.Path(dir_okay=False, path_type=Path),
+        type=PathType(dir_okay=False),
         help="Detections in COCO results format (JSON), instead of a detector.",
     ),
     option(
@@ -202,7 +203,7 @@ def cache() -> None:
 @cluster_options
 @cloup.option_group(
     "Output",
-    option("--out", required=True, type=click.Path(path_type=Path), help="The cache folder."),
+    option("--out", required=True, type=PathType(), help="The cache folder."),
     option(
         "--images-per-shard",
         type=POSITIVE_INT,
@@ -256,7 +257,7 @@ def print_config() -> None:
 
 
 @cache.command("batch-scripts", section=BUILDING)
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="DIR", type=PathType())
 @option("--overwrite", is_flag=True, help="Replace existing scripts.")
 @config_option
 def batch_scripts(folder: Path, overwrite: bool) -> None:
@@ -268,7 +269,7 @@ def batch_scripts(folder: Path, overwrite: bool) -> None:
 
 
 @cache.command("toy-models", section=BUILDING)
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=PathType())
 @option(
     "--seed",
     type=click.IntRange(min=0),

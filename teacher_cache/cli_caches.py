@@ -9,10 +9,10 @@ import click
 import cloup
 
 from pipeline.utils.cli import device_option
-from pipeline.utils.cli_options import config_option, option
+from pipeline.utils.cli_options import PathType, config_option, option
 
-FOLDER = click.Path(path_type=Path)
-FILE = click.Path(dir_okay=False, path_type=Path)
+FOLDER = PathType()
+FILE = PathType(dir_okay=False)
 POSITIVE_INT = click.IntRange(min=1)
 
 data_option = option(

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import fields
 from functools import wraps
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 import cloup
 
 from pipeline.utils.cli import device_option
-from pipeline.utils.cli_options import describe_type, option, setting_rank
+from pipeline.utils.cli_options import PathType, describe_type, option, setting_rank
 from pipeline.utils.errors import InputError
 
 if TYPE_CHECKING:
@@ -140,7 +139,7 @@ CLUSTER_GROUPS = (
         ),
         option(
             "--log-folder",
-            type=click.Path(path_type=Path),
+            type=PathType(),
             hidden=True,
             show_default="CACHE/logs",
             help="Folder for the jobs' logs.",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import platform
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,6 +44,21 @@ class Option(cloup.Option):
         return record[0], record[1].replace(f"({self.show_default})", self.show_default)
 
 
+class PathType(click.Path):
+    """`click.Path` that converts to `Path` and refuses an empty text, as unset variables of a shell
+    give; as a path that would be the current folder."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(path_type=Path, **attributes)
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> Any:
+        if not os.fspath(value):
+            self.fail("expected a path, found an empty text.", parameter, context)
+        return super().convert(value, parameter, context)
+
+
 class FieldOption(Option):
     """An option of a dataclass field, whose name is a key as well as the option's."""
 
@@ -73,7 +89,7 @@ def config_option(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         option(
             "--config",
-            type=click.Path(dir_okay=False, path_type=Path),
+            type=PathType(dir_okay=False),
             is_eager=True,
             expose_value=False,
             callback=_apply_file,

@@ -10,9 +10,9 @@ import cloup
 
 from evaluation.scoring_options import build_nms_config, nms_options
 from pipeline.utils.cli import HELP_SETTINGS, device_option, limit_option, run_command
-from pipeline.utils.cli_options import config_option, option
+from pipeline.utils.cli_options import PathType, config_option, option
 
-PATH = click.Path(path_type=Path)
+PATH = PathType()
 COUNT = click.IntRange(min=1)
 EXPORT_FORMATS = ("onnx", "torch-export")
 # Images of a user: only confident detections. A dataset's part: all that the benchmark counts.

@@ -58,6 +58,8 @@ def show(**values):
         (["toy"], "Missing argument 'DIR'. See eoid-data toy --help."),
         (["toy", "d", "--train", "many"], "'many' is not a valid integer"),
         (["toy", "d", "--trian", "3"], "--trian"),
+        # As unset variables of a shell give; it would be the current folder.
+        (["toy", ""], "found an empty text"),
         (["check", "nowhere"], "nowhere: no such dataset folder"),
     ],
 )
