@@ -77,13 +77,13 @@ def test_a_repeatedly_killed_run_gives_the_same_bits(start, student_command, tmp
 
 FULL = """
 import resource
-from student.engine import run_state
-save = run_state.save_latest
+from student.engine import checkpointing
+save = checkpointing.save_latest
 def save_latest(run_dir, checkpoint):
     if checkpoint.state["step"] == 3:
         resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, resource.RLIM_INFINITY))
     save(run_dir, checkpoint)
-run_state.save_latest = save_latest
+checkpointing.save_latest = save_latest
 """
 
 
