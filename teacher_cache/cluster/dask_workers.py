@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -191,9 +192,8 @@ def local_workers(count: int, threads: int | None, device: str) -> Iterator[Work
     ):
         try:
             yield Workers(client, _monitor_processes(cluster))
-        except BaseException:
+        finally:
             _kill_workers(cluster)
-            raise
 
 
 def _monitor_processes(cluster: SpecCluster) -> Callable[[int], None]:
@@ -216,6 +216,9 @@ def _monitor_processes(cluster: SpecCluster) -> Callable[[int], None]:
     return monitor
 
 
+CLOSE_TIMEOUT = 15.0
+
+
 @contextmanager
 def open_cluster(workers: dict[int, Any], **options: Any) -> Iterator[tuple[SpecCluster, Client]]:
     """Starts a Dask scheduler in this process, with `options`, and the specified workers."""
@@ -224,8 +227,13 @@ def open_cluster(workers: dict[int, Any], **options: Any) -> Iterator[tuple[Spec
     # Ctrl-C must reach this process only: threads and processes inherit the blocked signal.
     with defer_interrupts():
         cluster = SpecCluster(workers, scheduler, silence_logs=logging.CRITICAL)
-    with cluster, Client(cluster, set_as_default=False) as client:
-        yield cluster, client
+    try:
+        with Client(cluster, set_as_default=False) as client:
+            yield cluster, client
+    finally:
+        # After workers died, some versions of Dask wait for ever for their restart.
+        with suppress(TimeoutError, asyncio.TimeoutError):
+            cluster.close(timeout=CLOSE_TIMEOUT)
 
 
 def _kill_workers(cluster: SpecCluster) -> None:

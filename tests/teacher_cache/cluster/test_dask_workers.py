@@ -1,5 +1,6 @@
 """Most tests dispatch small functions instead of shards: workers then load no models' libraries."""
 
+import asyncio
 import errno
 import os
 import time
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from distributed import SpecCluster
 
 from pipeline.utils.errors import InputError
 from pipeline.utils.progress import Progress
@@ -160,3 +162,21 @@ def test_a_build_ends_when_no_worker_process_can_be_started(monkeypatch):
         ):
             dispatch(make_tasks(["a.h5"]), workers, progress)
     assert "\n" not in str(caught.value) and "1 shard" in str(caught.value)
+
+
+def test_a_cluster_that_does_not_close_is_left(monkeypatch):
+    """As with Dask 2024.1 after workers died."""
+    closing = []
+
+    async def wait(cluster):
+        closing.append(cluster)
+        await asyncio.sleep(3600)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SpecCluster, "_close", wait)
+        patch.setattr(dask_workers, "CLOSE_TIMEOUT", 0.1)
+        with silence_dask(), local_workers(1, 1, "cpu") as workers:
+            assert workers.client.submit(os.getpid).result() != os.getpid()
+    (cluster,) = set(closing)
+    assert not any(nanny.is_alive() for nanny in cluster.workers.values())
+    cluster.close(timeout=30)
