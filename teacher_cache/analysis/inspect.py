@@ -14,7 +14,7 @@ from pipeline.utils.files import refuse_existing, shorten_value, write_json
 from pipeline.utils.progress import track
 from teacher_cache.analysis.figures import CONFIDENCE_BINS, draw_overview
 from teacher_cache.reader.cache import TeacherCache, open_cache
-from teacher_cache.reader.format import PAIR_OFFSETS, SHARDS
+from teacher_cache.reader.format import PAIR_OFFSETS, SHARDS, displayed_parts
 
 # Kinds of pairs in the order of `pairs/source`.
 PAIR_KINDS = ("annotated", "proposed")
@@ -165,5 +165,5 @@ def format_overview(overview: dict[str, Any]) -> list[str]:
                 for verb, count in list(counts.items())[:MAX_TABLE_ACTIONS]
             )
             lines.append(f"  {name:<{width}}{total:>10,}  {actions}")
-    parts = [f"  {name:<24}{value}" for name, value in overview["parts"].items()]
+    parts = [f"  {name:<24}{value}" for name, value in displayed_parts(overview["parts"]).items()]
     return [*lines, "made from", *parts]

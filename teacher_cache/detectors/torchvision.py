@@ -36,10 +36,8 @@ from teacher_cache.detectors.class_names import (
     labels_from_names,
 )
 from teacher_cache.detectors.pairing import ObjectBoxes
+from teacher_cache.reader.format import TOY, TOY_IN_CACHES
 
-# The toy detector's name in fingerprints and settings of format 1. It has to stay: with another
-# value, existing caches would have another fingerprint.
-TOY_IN_CACHES = "world"
 DEFAULT_DETECTOR = "fasterrcnn_resnet50_fpn_v2"
 # torchvision's name of a model's default weights entry, and the key of an entry's class names.
 DEFAULT_WEIGHTS, CATEGORIES_KEY = "DEFAULT", "categories"

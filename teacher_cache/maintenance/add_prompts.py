@@ -96,15 +96,25 @@ def create_prompts_file(
     )
     write_prompts_file(out, action_prompts)
     cached = teacher.prompt_embeddings
-    names = [*known.interaction_names, *((verb, name) for verb, _, name in new)]
-    embeddings = np.concatenate([cached.embeddings, action_prompts.embeddings])
-    text = PromptEmbeddings((*cached.prompts, *prompts), embeddings, cached.logit_scale)
+    # An action with the sentence of a known one is a synonym, which is intended: it is named below.
+    known_verbs = dict(
+        zip(cached.prompts, (verb for verb, _ in known.interaction_names), strict=True)
+    )
+    fresh = [row for row, group in enumerate(prompts) if group not in known_verbs]
+    names = [*known.interaction_names, *((new[row][0], new[row][2]) for row in fresh)]
+    embeddings = np.concatenate([cached.embeddings, action_prompts.embeddings[fresh]])
+    sentences = (*cached.prompts, *(prompts[row] for row in fresh))
+    text = PromptEmbeddings(sentences, embeddings, cached.logit_scale)
     if line := indistinguishable_actions(names, text):
         logger.warning(line)
     for index, verb in enumerate(verbs):
         rows = np.flatnonzero(action_prompts.actions == index)
         objects = ", ".join(action_prompts.objects[row] for row in rows)
-        print(f'{verb}: {objects}; "{prompts[rows[0]][0]}"')
+        same = dict.fromkeys(
+            known_verbs[prompts[row]] for row in rows if prompts[row] in known_verbs
+        )
+        synonym = f", which scores like {', '.join(same)}" if same else ""
+        print(f'{verb}: {objects}; "{prompts[rows[0]][0]}"{synonym}')
     return action_prompts
 
 

@@ -42,6 +42,10 @@ def merge_caches(caches: Sequence[Path], out: Path) -> None:
         InputError: the input is bad, the caches differ in more than their images, a shard is in
             none of them, or two of them contain different outputs of an image.
     """
+    resolved = [(folder / SHARDS).resolve() for folder in caches]
+    for row, folder in enumerate(caches):
+        if resolved[row] in resolved[:row]:
+            raise InputError(f"{folder}: expected every cache once, found this one again")
     first = caches[0]
     plan = _merged_plan(caches)
     text = read_teacher_file(first / TEACHER, plan.fingerprint)

@@ -18,6 +18,9 @@ PLAN = "build.json"
 TEACHER = "teacher.h5"
 SHARDS = "shards"
 LOCK = ".lock"
+# The toy detector's name in fingerprints and settings. It has to stay: with another value, existing
+# caches would have another fingerprint.
+TOY, TOY_IN_CACHES = "toy", "world"
 # Values of `pairs/source`: an annotated pair, or one formed from detected boxes.
 ANNOTATED, PROPOSED = 0, 1
 
@@ -65,6 +68,12 @@ class TeacherOutputs:
 def shard_name(index: int) -> str:
     """File name of a shard; with five digits names sort in the order of their numbers."""
     return f"{index:05d}.h5"
+
+
+def displayed_parts(parts: dict[str, Any]) -> dict[str, Any]:
+    """Parts of a fingerprint with the names that the commands take."""
+    is_toy = parts.get("detector.model") == TOY_IN_CACHES
+    return {**parts, **({"detector.model": TOY} if is_toy else {})}
 
 
 def vocabulary_to_dict(vocabulary: Vocabulary) -> dict[str, Any]:

@@ -13,7 +13,14 @@ from pipeline.utils.errors import InputError
 from pipeline.utils.files import describe_changes, read_json
 from pipeline.utils.schema import convert
 from teacher_cache.reader.fingerprint import compute_fingerprint
-from teacher_cache.reader.format import FORMAT_VERSION, LOCK, MANIFEST, PLAN, SHARDS
+from teacher_cache.reader.format import (
+    FORMAT_VERSION,
+    LOCK,
+    MANIFEST,
+    PLAN,
+    SHARDS,
+    displayed_parts,
+)
 from teacher_cache.reader.manifest import read_manifest
 from teacher_cache.writer.checksum import without_checksum, write_checksummed_json
 
@@ -128,7 +135,8 @@ def _is_new_folder(folder: Path) -> bool:
 
 def _check_same_settings(folder: Path, stored: dict[str, Any], plan: BuildPlan) -> None:
     changes = describe_changes(
-        {**stored["parts"], **stored.get("layout", {})}, {**plan.parts, **plan.layout}
+        {**displayed_parts(stored["parts"]), **stored.get("layout", {})},
+        {**displayed_parts(plan.parts), **plan.layout},
     )
     if changes:
         raise InputError(

@@ -82,7 +82,7 @@ def test_lines_json_and_figure(finished, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     rows = {line[:26].strip(): line[26:] for line in lines}
     overview = compute_overview(open_cache(finished))
-    assert rows["images"] == "7" and rows["detector.model"] == TOY_IN_CACHES
+    assert rows["images"] == "7" and rows["detector.model"] == "toy"
     assert rows["repeated unions"] == f"{100 * overview['repeated_unions']:.1f} %"
     assert rows["confidence, annotated"].startswith(
         f"{overview['confidence']['annotated']['p50']:.2f}"
@@ -90,7 +90,9 @@ def test_lines_json_and_figure(finished, tmp_path, capsys):
     (name, verbs), *_ = overview["top_actions"].items()
     (row,) = [line.split() for line in lines if line.split()[:1] == [name]]
     assert row[1] == str(sum(verbs.values()))
-    assert json.loads(file.read_text())["counts"]["images"] == 7
+    value = json.loads(file.read_text())
+    assert value["counts"]["images"] == 7
+    assert value["parts"]["detector.model"] == TOY_IN_CACHES
     assert figure.read_bytes().startswith(b"\x89PNG")
 
 

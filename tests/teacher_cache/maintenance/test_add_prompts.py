@@ -86,6 +86,15 @@ def test_prompts_and_embeddings_equal_those_of_the_cache(add, finished, tmp_path
     assert made.digest() == found.digest()
 
 
+def test_a_synonym_is_named_without_a_warning(add, messages, capsys):
+    messages.clear()
+    add("drag=pulling:horse")
+    assert 'drag: horse; "a picture of person pulling horse", which scores like pull' in (
+        capsys.readouterr().out
+    )
+    assert messages == []
+
+
 def test_interactions_of_a_wider_vocabulary_are_added(add, vocabulary, tmp_path, messages):
     value = vocabulary.to_dict()
     value["verbs"].append({"name": "lift", "ing": "throwing carrying"})

@@ -83,6 +83,13 @@ def built_otherwise(**changes):
     return lambda finished, dataset, build, jobs: [finished, build(dataset, **changes).path]
 
 
+def the_same_cache(finished, dataset, build, jobs):
+    (first,) = jobs([FIRST, SECOND, THIRD])
+    link = first.with_name("link")
+    link.symlink_to(first)
+    return [first, link]
+
+
 def damaged_shard(finished, dataset, build, jobs):
     folders = jobs([FIRST], [SECOND, THIRD])
     path = folders[1] / SHARDS / SECOND
@@ -100,6 +107,7 @@ def damaged_shard(finished, dataset, build, jobs):
         ),
         (built_otherwise(images_per_shard=4), r"others \(images_per_shard: 3, now 4\)$"),
         (lambda *given: given[-1]([FIRST], [THIRD]), "expected shard 00001.h5 in one of them"),
+        (the_same_cache, "link: expected every cache once, found"),
         (damaged_shard, r"00001.h5: expected"),
         (lambda finished, dataset, *_: [finished, dataset], "toy: expected a cache folder"),
     ],
