@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.utils.cli_options import option
+from pipeline.utils.cli_options import FloatRange, option
 
 if TYPE_CHECKING:
     from evaluation.hico.nms import NmsConfig
@@ -25,9 +25,9 @@ details_option = option(
 def nms_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options that `build_nms_config` takes."""
     for name, kind, default, text in (
-        ("object-power", click.FloatRange(min=0), "0.5", "exponent of the object boxes' IoU."),
-        ("human-power", click.FloatRange(min=0), "1", "exponent of the human boxes' IoU."),
-        ("threshold", click.FloatRange(0, 1), "0.7", "maximum pairwise IoU."),
+        ("object-power", FloatRange(min=0), "0.5", "exponent of the object boxes' IoU."),
+        ("human-power", FloatRange(min=0), "1", "exponent of the human boxes' IoU."),
+        ("threshold", FloatRange(0, 1), "0.7", "maximum pairwise IoU."),
     ):
         help_text = f"With --nms: {text}"
         command = option(f"--nms-{name}", type=kind, show_default=default, help=help_text)(command)

@@ -9,7 +9,7 @@ import click
 import cloup
 
 from pipeline.utils.cli import HELP_SETTINGS, run_command
-from pipeline.utils.cli_options import PathType, config_option, option
+from pipeline.utils.cli_options import FloatRange, PathType, config_option, option
 from pipeline.utils.errors import InputError
 
 
@@ -71,7 +71,7 @@ def check(folder: Path, strict: bool) -> None:
 )
 @option(
     "--test-size",
-    type=click.FloatRange(min=0),
+    type=FloatRange(min=0),
     default=0.2,
     show_default=True,
     help="Images of the test part: a fraction below 1, or their number.",

@@ -10,6 +10,7 @@ import cloup
 
 from pipeline.utils.cli import HELP_SETTINGS, device_option, limit_option, run_command
 from pipeline.utils.cli_options import (
+    FloatRange,
     PathType,
     config_option,
     describe_hidden_settings,
@@ -24,7 +25,7 @@ from teacher_cache.cli_cluster import cluster_options
 # Names of the SLURM batch scripts in the package.
 BATCH_SCRIPTS = ("cache.sbatch", "cache_array.sbatch")
 POSITIVE_INT = click.IntRange(min=1)
-SCORE_RANGE = click.FloatRange(0, 1)
+SCORE_RANGE = FloatRange(0, 1)
 BUILDING = cloup.Section("Building")
 
 
@@ -145,7 +146,7 @@ def cache() -> None:
         "--clip-weights",
         metavar="TAG|FILE",
         show_default="openai without --clip-model",
-        help="A pretrained tag or a checkpoint file.",
+        help="Weights of --clip-model: a pretrained tag of open_clip or a checkpoint file.",
     ),
     option(
         "--template",
@@ -153,7 +154,10 @@ def cache() -> None:
         multiple=True,
         metavar="TEXT",
         show_default="a picture of person {ing} {object}",
-        help="Prompt template with {ing} and {object}; several are averaged.",
+        help=(
+            "Sentence with {ing} and {object} that CLIP's text encoder gets for every interaction."
+            " Can be given several times; the embeddings are averaged."
+        ),
     ),
     option(
         "--batch-size",
@@ -217,7 +221,7 @@ def build(dry_run: bool, **options: Any) -> None:
     """Build a teacher cache of DATASET, resuming where a stopped build left off."""
     from dataclasses import fields
 
-    from pipeline.utils.signals import sigterm_as_interrupt
+    from pipeline.utils.signals import exit_on_sigterm
     from teacher_cache import build as builder
     from teacher_cache.detectors.class_names import load_class_names
     from teacher_cache.detectors.pairing import PairingConfig
@@ -244,7 +248,7 @@ def build(dry_run: bool, **options: Any) -> None:
 
         click.echo(job_script(options["mode"], config.out), nl=False)
         return
-    with sigterm_as_interrupt():
+    with exit_on_sigterm():
         builder.build_cache(config)
 
 

@@ -9,7 +9,7 @@ import click
 import cloup
 
 from pipeline.utils.cli import device_option
-from pipeline.utils.cli_options import PathType, config_option, option
+from pipeline.utils.cli_options import FloatRange, PathType, config_option, option
 
 FOLDER = PathType()
 FILE = PathType(dir_okay=False)
@@ -27,7 +27,11 @@ clip_model_option = option(
     show_default="as recorded in the cache",
     help="The CLIP model of the cache.",
 )
-clip_weights_option = option("--clip-weights", metavar="TAG|FILE", help="Weights of --clip-model.")
+clip_weights_option = option(
+    "--clip-weights",
+    metavar="TAG|FILE",
+    help="Weights of --clip-model: a pretrained tag of open_clip or a checkpoint file.",
+)
 overwrite_option = option("--overwrite", is_flag=True, help="Replace existing files.")
 
 
@@ -35,7 +39,14 @@ overwrite_option = option("--overwrite", is_flag=True, help="Replace existing fi
 @click.argument("cache", type=FOLDER)
 @data_option
 @option(
-    "--split", default="full", show_default=True, help="Zero-shot split: a name or a TOML file."
+    "--split",
+    default="full",
+    show_default=True,
+    metavar="NAME|FILE",
+    help=(
+        "Zero-shot split that defines which interactions are scored as seen and as unseen: a name"
+        " or a TOML file."
+    ),
 )
 @option(
     "--setting",
@@ -93,7 +104,10 @@ def inspect(**options: Any) -> None:
     "templates",
     multiple=True,
     metavar="TEXT",
-    help="Prompt templates of the cache, where it does not record them.",
+    help=(
+        "Sentence with {ing} and {object} that the cache was built with, where it does not record"
+        " it. Can be given several times."
+    ),
 )
 @clip_model_option
 @clip_weights_option
@@ -124,7 +138,11 @@ def merge(folders: tuple[Path, ...], out: Path) -> None:
 @data_option
 @option("--out", required=True, type=FILE, help="The image file to write: .png, .jpg or .webp.")
 @option(
-    "--top", type=POSITIVE_INT, default=3, show_default=True, help="Number of actions per pair."
+    "--top",
+    type=POSITIVE_INT,
+    default=3,
+    show_default=True,
+    help="Number of actions that are written beside each pair, the most probable ones.",
 )
 @option(
     "--pairs",
@@ -176,7 +194,10 @@ def verify(**options: Any) -> None:
     multiple=True,
     metavar="TEXT",
     show_default="those of the cache",
-    help="Prompt template with {ing} and {object}; several are averaged.",
+    help=(
+        "Sentence with {ing} and {object} that CLIP's text encoder gets for every interaction. Can"
+        " be given several times; the embeddings are averaged."
+    ),
 )
 @option(
     "--vocabulary",
@@ -186,7 +207,7 @@ def verify(**options: Any) -> None:
 )
 @option(
     "--temperature",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FloatRange(min=0, min_open=True),
     show_default="that of the cache",
     help="Softmax temperature, the inverse of the logit scale; CLIP's own is about 0.01.",
 )

@@ -74,8 +74,9 @@ CLUSTER_GROUPS = (
             is_flag=False,
             flag_value=SLURM_ARRAY,
             help=(
-                "Be job I (counted from 0) of N independent jobs that share one cache folder. "
-                "Without I/N, or as slurm: taken from SLURM's array variables."
+                "Make only the shards of job I of N (0/N to N-1/N); the N jobs are started"
+                " separately and share one cache folder. Without I/N, or with slurm, both are"
+                " taken from SLURM's array variables."
             ),
         ),
         option("--slurm", is_flag=True, help="Start the workers as SLURM jobs."),

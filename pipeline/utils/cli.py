@@ -7,7 +7,7 @@ import io
 import os
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -48,6 +48,12 @@ device_option = option(
     metavar="auto|cpu|cuda[:i]",
     help="Device of the models; auto takes a GPU if there is one.",
 )
+decoding_workers_option = option(
+    "--workers",
+    type=click.IntRange(min=0),
+    show_default="the spare cores, at most 16",
+    help="Number of threads that decode images.",
+)
 
 
 def limit_option(images: str) -> Callable[[Callable[..., Any]], Any]:
@@ -83,7 +89,7 @@ def run_command(command: click.Command) -> NoReturn:
     except (InputError, click.ClickException, OSError) as error:
         if isinstance(error, OSError) and error.errno not in PATH_ERRNOS:
             raise
-        print(f"{program}: {' '.join(_format_error(error).split())}", file=sys.stderr)
+        print(f"{program}: {' '.join(_format_error(error, words).split())}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
     except UnicodeError as error:
         found = repr(error.object) if isinstance(error, UnicodeEncodeError) else error
@@ -123,7 +129,25 @@ def raise_open_file_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _format_error(error: InputError | click.ClickException | OSError) -> str:
+def _missing_parameters(context: click.Context, words: Sequence[str]) -> list[str]:
+    """All required parameters that a command line lacks; click names only the first one."""
+    # Groups have no options, so that each has consumed one word.
+    start = len(context.command_path.split()) - len(context.find_root().command_path.split())
+    given, _, _ = context.command.make_parser(context).parse_args([*words[start:]])
+    return [
+        parameter.make_metavar(context)
+        if isinstance(parameter, click.Argument)
+        else max(parameter.opts, key=len)
+        for parameter in context.command.params
+        if parameter.required
+        and parameter.value_is_missing(parameter.consume_value(context, given)[0])
+    ]
+
+
+def _format_error(error: InputError | click.ClickException | OSError, words: Sequence[str]) -> str:
+    if isinstance(error, click.MissingParameter) and error.ctx is not None:
+        missing = _missing_parameters(error.ctx, words)
+        return f"Missing {', '.join(missing)}. See {error.ctx.command_path} --help."
     if isinstance(error, click.UsageError) and error.ctx is not None:
         return f"{error.format_message()} See {error.ctx.command_path} --help."
     if isinstance(error, click.ClickException):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import platform
 import textwrap
@@ -61,6 +62,16 @@ class PathType(click.Path):
 
 class FieldOption(Option):
     """An option of a dataclass field, whose name is a key as well as the option's."""
+
+
+class FloatRange(click.FloatRange):
+    """A range of finite numbers; click's own passes NaN, and infinity where it has no bound."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"expected a {describe_type(self)}, found {value}.", param, ctx)
+        return number
 
 
 def option(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -273,7 +284,7 @@ def setting_option(
     if described.choices:
         value_type = click.Choice(described.choices)
     elif kind in (int, float):
-        value_range = click.IntRange if kind is int else click.FloatRange
+        value_range = click.IntRange if kind is int else FloatRange
         value_type = value_range(
             described.low,  # type: ignore[arg-type]
             described.high,  # type: ignore[arg-type]
@@ -339,7 +350,8 @@ def describe_type(value_type: click.ParamType) -> str:
     if isinstance(value_type, click.types.IntParamType):
         words = ["integer"]
     elif isinstance(value_type, click.types.FloatParamType):
-        words = ["number"]
+        bounds = getattr(value_type, "min", None), getattr(value_type, "max", None)
+        words = ["finite number" if None in bounds else "number"]
     else:
         return ""
     if isinstance(value_type, (click.IntRange, click.FloatRange)):

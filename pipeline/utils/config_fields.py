@@ -5,6 +5,7 @@ Checks, command-line options, `--set` and the commented configuration file are a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any, get_type_hints
 
@@ -48,6 +49,8 @@ class Setting:
         )
         if not (low_holds and high_holds):
             raise InputError(f"{name}: expected {self.describe_range()}, found {value}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{name}: expected a finite number, found {value}")
 
     def describe_range(self) -> str:
         """The range in words; "" for none."""

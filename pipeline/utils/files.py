@@ -91,6 +91,11 @@ def refuse_existing(path: Path | str, overwrite: bool) -> None:
         raise InputError(f"{path}: exists; give --overwrite or another name")
 
 
+def is_up_to_date(path: Path, source: Path) -> bool:
+    """Whether a file exists and was not written before the file that it was made from."""
+    return path.is_file() and path.stat().st_mtime_ns >= source.stat().st_mtime_ns
+
+
 def write_text(path: Path | str, text: str, keep_existing: bool = False) -> None:
     """Writes `text` as UTF-8, atomically; `keep_existing` as in `atomic_write`."""
     with atomic_write(path, keep_existing) as temporary:

@@ -11,6 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from pipeline.utils.logging import get_logger
+
+logger = get_logger(__name__)
+
+# Exit code of a stopped command that resumes when it is started again (EX_TEMPFAIL of sysexits.h).
+# Batch scripts requeue the job on it.
+EXIT_REQUEUE = 75
+
 
 @contextmanager
 def defer_interrupts() -> Iterator[None]:
@@ -27,14 +35,21 @@ def defer_interrupts() -> Iterator[None]:
 
 
 @contextmanager
-def sigterm_as_interrupt() -> Iterator[None]:
-    """Raises KeyboardInterrupt on SIGTERM, which batch systems send, so that cleanup runs."""
+def exit_on_sigterm() -> Iterator[None]:
+    """Exits with `EXIT_REQUEUE` on SIGTERM, which batch systems send, so that cleanup runs.
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+    The command of the body must be able to resume.
+    """
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(EXIT_REQUEUE)
+
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
+    except SystemExit as error:
+        if error.code == EXIT_REQUEUE:
+            logger.info("stopped by SIGTERM; run the same command again to resume")
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -9,8 +9,14 @@ import click
 import cloup
 
 from evaluation.scoring_options import build_nms_config, nms_options
-from pipeline.utils.cli import HELP_SETTINGS, device_option, limit_option, run_command
-from pipeline.utils.cli_options import PathType, config_option, option
+from pipeline.utils.cli import (
+    HELP_SETTINGS,
+    decoding_workers_option,
+    device_option,
+    limit_option,
+    run_command,
+)
+from pipeline.utils.cli_options import FloatRange, PathType, config_option, option
 
 PATH = PathType()
 COUNT = click.IntRange(min=1)
@@ -44,15 +50,15 @@ PART_THRESHOLD, PART_TOP = 0.0, 100
     "Detections",
     option(
         "--threshold",
-        type=click.FloatRange(0, 1),
+        type=FloatRange(0, 1),
         show_default=f"{THRESHOLD:g}, with --data {PART_THRESHOLD:g}",
-        help="Minimum score.",
+        help="Minimum score of the interactions that are written.",
     ),
     option(
         "--top",
         type=COUNT,
         show_default=f"{TOP}, with --data {PART_TOP}",
-        help="Maximum number of interactions per image.",
+        help="Maximum number of interactions per image, those with the highest scores.",
     ),
     nms_options,
 )
@@ -92,13 +98,10 @@ PART_THRESHOLD, PART_TOP = 0.0, 100
 @cloup.option_group(
     "Runtime",
     device_option,
+    decoding_workers_option,
     option(
-        "--workers",
-        type=click.IntRange(min=0),
-        show_default="the spare cores, at most 16",
-        help="Number of threads that decode images.",
+        "--batch-size", type=COUNT, default=8, show_default=True, help="Number of images per batch."
     ),
-    option("--batch-size", type=COUNT, default=8, show_default=True, help="Batch size."),
 )
 @config_option
 def predict(
@@ -165,11 +168,7 @@ def predict(
 
         detector = Detector.open(model, device, vocabulary, split, num_heads, prompts)
         selection = SelectionConfig(THRESHOLD if threshold is None else threshold, top or TOP, nms)
-        count = predict_images(
-            detector, images, out, json_file, selection, batch_size, workers, overwrite
-        )
-        places = [str(place) for place in (out, json_file) if place is not None]
-        click.echo(f"{count} images, results in {' and '.join(places)}")
+        predict_images(detector, images, out, json_file, selection, batch_size, workers, overwrite)
 
 
 def main() -> None:

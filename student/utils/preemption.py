@@ -9,9 +9,10 @@ from enum import IntEnum
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
-# Exit code of a preempted run that resumes when it is started again (EX_TEMPFAIL of sysexits.h).
-# Batch scripts requeue the job on it.
-EXIT_REQUEUE = 75
+from pipeline.utils.logging import get_logger
+from pipeline.utils.signals import EXIT_REQUEUE
+
+logger = get_logger(__name__)
 
 
 class StopRequest(IntEnum):
@@ -108,8 +109,13 @@ class StopSignalHandler:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _record(self, number: int, _: FrameType | None) -> None:
+        is_first = not self.request
         self.request = max(self.request, STOP_SIGNALS[signal.Signals(number)])
         if not self._deferring:
             exit_process(self.request)
+        if is_first:
+            # A step can take minutes.
+            name = signal.Signals(number).name
+            logger.info(f"{name}: the run stops after this step, when its state is saved")
         if self._defer_seconds:
             signal.setitimer(signal.ITIMER_REAL, self._defer_seconds)

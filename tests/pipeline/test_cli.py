@@ -1,6 +1,7 @@
 import ast
 import errno
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pipeline import cli
 from pipeline.utils.cli import device_option, run_command
 from pipeline.utils.cli_options import config_option, format_config
 from pipeline.utils.errors import InputError
+from pipeline.utils.signals import exit_on_sigterm
 
 
 @pytest.fixture
@@ -55,7 +57,10 @@ def show(**values):
     ("words", "message"),
     [
         (["wrold", "d"], "No such command 'wrold'"),
-        (["toy"], "Missing argument 'DIR'. See eoid-data toy --help."),
+        (["toy"], "Missing DIR. See eoid-data toy --help."),
+        (["convert", "--seed", "1"], "Missing FORM, EXPORT, OUT, --images. See"),
+        (["convert", "label-studio", "a.json", "--seed", "1"], "Missing OUT, --images. See"),
+        (["convert", *"ab", "--images", "c", "--test-size", "nan"], "at least 0, found nan"),
         (["toy", "d", "--train", "many"], "'many' is not a valid integer"),
         (["toy", "d", "--trian", "3"], "--trian"),
         # As unset variables of a shell give; it would be the current folder.
@@ -84,6 +89,17 @@ def test_exit_codes(run, error, code, message):
     ended, _, err = run(raising(error))
     assert ended == code
     assert err.strip().splitlines()[-1].startswith("eoid-data: ") and message in err
+
+
+def test_sigterm_ends_a_command_that_resumes_with_75(run):
+    @click.command()
+    @config_option
+    def command():
+        with exit_on_sigterm():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    code, out, err = run(command)
+    assert (code, out) == (75, "") and "run the same command again to resume" in err
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,9 @@ def test_values_outside_are_named(name, inside, outside, expected):
         with pytest.raises(InputError, match=f"^{name}: expected {expected}, found {value}$"):
             replace(Config(), **{name: value})
 
+    with pytest.raises(InputError, match="size: expected a finite number, found inf"):
+        replace(Config(), size=float("inf"))
+
 
 def test_settings_are_listed_with_their_types():
     kinds = {name: kind for name, (_, kind) in list_settings(Config).items()}

@@ -62,7 +62,7 @@ def test_an_unreadable_file_exits_with_2_at_the_end(run, toy_checkpoint, write_i
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Missing argument"),
+        ([], "Missing RUN|CHECKPOINT."),
         (["RUN"], "either IMAGEs, or --data, or --export"),
         (["RUN", "a.jpg", "--data", "toy", "--out", "out"], "either IMAGEs, or --data"),
         (["RUN", "a.jpg"], "IMAGEs need --out, --json or both"),

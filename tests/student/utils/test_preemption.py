@@ -16,14 +16,17 @@ def send(number):
 
 
 @pytest.mark.parametrize(("number", "stop"), STOP_SIGNALS.items())
-def test_deferred_signals_are_recorded(number, stop):
+def test_deferred_signals_are_recorded_and_reported_once(number, stop, messages):
     with StopSignalHandler() as signals:
         assert not signals.request
         with signals.defer():
             send(number)
             assert signals.request is stop
+            (line,) = messages
+            assert line.startswith(f"{number.name}: the run stops after this step")
             send(signal.SIGINT)
             assert signals.request is stop
+    assert len(messages) == 1
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
