@@ -26,10 +26,13 @@ from torchvision.ops import box_convert
 
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import atomic_write, refuse_existing
+from pipeline.utils.logging import get_logger
 from student.data.transforms import IMAGENET_MEAN, IMAGENET_STD, MAX_SIZE, SHORT_SIDES
 from student.inference.detector import Detector
 from student.inference.postprocess import NUM_DETECTIONS, top_entries
 from student.models.padding import feature_padding_mask
+
+logger = get_logger(__name__)
 
 FORMAT_VERSION = "eoid-export-1"
 ONNX, TORCH_EXPORT = "onnx", "torch-export"
@@ -68,8 +71,12 @@ def export_detector(
     if missing:
         raise InputError(f"--export onnx: needs {', '.join(missing)}; pip install '.[export]'")
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    logger.info(f"{file}: tracing the detector for images of any size; this takes a while")
     with _export_errors(file, versions):
         program, names = trace_detector(detector)
+    if export_format == ONNX:
+        logger.info(f"{file}: converting the traced detector to ONNX")
+    with _export_errors(file, versions):
         content = (
             _onnx_bytes(program, names, detector)
             if export_format == ONNX
@@ -77,6 +84,7 @@ def export_detector(
         )
     with atomic_write(file) as temporary:
         temporary.write_bytes(content)
+        logger.info(f"{file}: comparing the written file with the detector")
         with _export_errors(file, versions):
             wrong = compare_with_detector(detector, temporary, export_format)
         if wrong is not None:

@@ -57,7 +57,9 @@ def predict_images(
     workers: int | None = None,
     overwrite: bool = False,
 ) -> int:
-    """Predicts images; with `out`, resumes an interrupted prediction with the same settings.
+    """Predicts images and prints a summary.
+
+    With `out`, an interrupted prediction with the same settings is resumed.
 
     Args:
         detector: the detector.
@@ -112,6 +114,12 @@ def predict_images(
     if json_file is not None:
         entries = [results[index] for index in sorted(results)]
         write_json(json_file, {**settings, "pictures": entries, "failed": failed})
+    count = sum(len(result["interactions"]) for result in results.values())
+    places = [str(place) for place in (out, json_file) if place is not None]
+    print(
+        f"{len(results)} images, {count} interactions with a score of at least"
+        f" {selection.threshold:g}; results in {' and '.join(places)}"
+    )
     reasons = [f"{len(failed)} of {len(paths)} images could not be read"] if failed else []
     if problems:
         reasons.append(f"{len(problems)} of the arguments match no image")
