@@ -137,7 +137,7 @@ def vcoco(**options: Any) -> None:
 
 
 @evaluation.command()
-@click.argument("results", type=FILE, nargs=-1, required=True)
+@click.argument("results", metavar="RESULTS|RUN...", type=PATH, nargs=-1, required=True)
 @option("--out", type=FILE, required=True, help="The HTML file to write.")
 @option(
     "--png",
@@ -156,7 +156,11 @@ def vcoco(**options: Any) -> None:
 def report(
     results: tuple[Path, ...], out: Path, png: Path | None, data: Path | None, overwrite: bool
 ) -> None:
-    """Write one self-contained HTML page from results files."""
+    """Write one self-contained HTML page from results files.
+
+    Of a run folder it takes results.json. Runs of different seeds are averaged if all their other
+    settings are equal.
+    """
     from evaluation.report.write import write_report
 
     click.echo(f"wrote {out} and {write_report(results, out, png, data, overwrite)}")

@@ -27,6 +27,8 @@ from pipeline.vocabulary import Vocabulary
 
 ResultKind = Literal["student", "teacher", "predictions"]
 PairProtocol = Literal["detector", "annotated"]
+# Name of the file in a run folder.
+RESULTS_FILE = "results.json"
 PATH_FIELDS = ("dataset_path", "annotations", "predictions", "metrics_log")
 METRICS = ("full", "seen", "unseen", "harmonic_mean", "rare", "non_rare", "mean_max_recall")
 # Fields that a file of V-COCO's scores alone has beside the scores.
@@ -72,6 +74,7 @@ class Results:
         training_split: split that the student was trained on, `full` for all labels; None unknown.
         distillation: whether the student was distilled from the teacher; None unknown.
         seed: of the run.
+        recipe: SHA-256 of the settings of a run's training except its seeds; None unknown.
         dataset_path, annotations, predictions, metrics_log: folder of the test dataset, file of the
             test annotations (for results without such a folder), predictions file and training log;
             relative to the results file on disk, usable paths here.
@@ -105,6 +108,7 @@ class Results:
     seed: int | None = None
     limit: int | None = None
     training_limit: int | None = None
+    recipe: str | None = None
     shots: int = 0
     sources: tuple[dict[str, Any], ...] = ()
     dataset_path: Path | None = None

@@ -11,8 +11,15 @@ import click
 import cloup
 
 from evaluation.scoring_options import build_scoring_config, details_option, scoring_options
-from pipeline.utils.cli import HELP_SETTINGS, device_option, limit_option, run_command
+from pipeline.utils.cli import (
+    HELP_SETTINGS,
+    decoding_workers_option,
+    device_option,
+    limit_option,
+    run_command,
+)
 from pipeline.utils.cli_options import (
+    FloatRange,
     PathType,
     config_option,
     describe_hidden_settings,
@@ -106,6 +113,17 @@ def skip_unreadable_option(hidden: bool = False) -> Callable[[Callable[..., Any]
     )
 
 
+def report_option(hidden: bool = False) -> Callable[[Callable[..., Any]], Any]:
+    """Adds `--report`."""
+    return option(
+        "--report/--no-report",
+        default=True,
+        show_default=True,
+        hidden=hidden,
+        help=f"Write {'RUN/' if hidden else ''}report.html at the end.",
+    )
+
+
 @cloup.group(context_settings=HELP_SETTINGS)
 def train() -> None:
     """Phase two: train the student on a teacher cache and evaluate it."""
@@ -118,7 +136,15 @@ def train() -> None:
     option(
         "--cache", required=True, type=PATH, help="Teacher cache of the dataset's training part."
     ),
-    option("--split", required=True, help="Zero-shot split: a name or a TOML file."),
+    option(
+        "--split",
+        required=True,
+        metavar="NAME|FILE",
+        help=(
+            "Zero-shot split, which defines the interactions without labels in training: one of"
+            " the dataset's (HICO-DET: ua, rf-uc, nf-uc, uo, ...), full, or a TOML file."
+        ),
+    ),
     option(
         "--extra-data",
         multiple=True,
@@ -140,8 +166,8 @@ def train() -> None:
         default="split",
         show_default=True,
         help=(
-            "Verbs that the teacher supervises: those that the split defines, the verbs of "
-            "unseen interactions, or all."
+            "Verbs that the student learns from the teacher's cached probabilities: those that"
+            " the split lists, the verbs of its unseen interactions, or all."
         ),
     ),
     *recipe_options(DISTILLATION),
@@ -166,7 +192,7 @@ def train() -> None:
     *recipe_options("Optimisation"),
     option(
         "--backbone-learning-rate",
-        type=click.FloatRange(min=0),
+        type=FloatRange(min=0),
         hidden=True,
         show_default="learning-rate times backbone-lr-factor",
         help="Learning rate of the backbone; 0 freezes it.",
@@ -192,7 +218,10 @@ def train() -> None:
         default="auto",
         show_default=True,
         metavar="auto|never|FILE",
-        help="Resume the run in the run folder, never, or start from another run's checkpoint.",
+        help=(
+            "auto: resume the run in --out if there is one; never: refuse to; FILE: continue"
+            " another run's checkpoint as a new run in --out."
+        ),
     ),
     option("--overwrite", is_flag=True, help="Replace another run in the run folder."),
     option(
@@ -200,7 +229,7 @@ def train() -> None:
     ),
     option(
         "--checkpoint-minutes",
-        type=click.FloatRange(min=0),
+        type=FloatRange(min=0),
         default=15,
         show_default=True,
         hidden=True,
@@ -220,13 +249,7 @@ def train() -> None:
         hidden=True,
         help="Also write TensorBoard events to RUN/tensorboard.",
     ),
-    option(
-        "--report/--no-report",
-        default=True,
-        show_default=True,
-        hidden=True,
-        help="Write RUN/report.html at the end.",
-    ),
+    report_option(hidden=True),
 )
 @cloup.option_group(
     "Runtime",
@@ -294,8 +317,12 @@ def print_config(preset: str) -> None:
     option("--data", required=True, type=PATH, help="Dataset folder whose test part is evaluated."),
     option(
         "--split",
+        metavar="NAME|FILE",
         show_default="the split of the run",
-        help="Zero-shot split whose groups are reported.",
+        help=(
+            "Zero-shot split that defines which interactions are scored as seen and as unseen: a"
+            " name or a TOML file."
+        ),
     ),
     limit_option("test images"),
     skip_unreadable_option(),
@@ -310,11 +337,12 @@ def print_config(preset: str) -> None:
     "Output",
     option("--out", type=PATH, help="Folder for predictions, results, images and report."),
     details_option,
+    report_option(),
     option("--overwrite", is_flag=True, help="Replace existing files."),
 )
-@cloup.option_group("Runtime", device_option, workers_option)
+@cloup.option_group("Runtime", device_option, decoding_workers_option)
 @config_option
-def evaluate(checkpoint: Path, details: tuple[str, ...], **options: Any) -> None:
+def evaluate(checkpoint: Path, details: tuple[str, ...], report: bool, **options: Any) -> None:
     """Predict a dataset's test part and score the predictions.
 
     Takes a run, a checkpoint of this project, or a published EoID or CDN checkpoint.
@@ -325,7 +353,7 @@ def evaluate(checkpoint: Path, details: tuple[str, ...], **options: Any) -> None
     scoring = build_scoring_config(**{name: options.pop(name) for name in names})
     results = evaluate_checkpoint(checkpoint, scoring=scoring, **options)
     if results is not None:
-        _report_results(results, details)
+        _report_results(results, details, report)
 
 
 @train.command("batch-scripts")
@@ -342,15 +370,21 @@ def batch_scripts(folder: Path, overwrite: bool) -> None:
 
 def _report_results(results: Results, details: Sequence[str] = (), report: bool = True) -> None:
     """Shows the scores and writes the report beside them."""
-    from evaluation.report.write import write_report_beside
+    from evaluation.report.write import REPORT_FILE, write_report_beside
+    from evaluation.results import RESULTS_FILE
     from evaluation.tables import format_tables
-    from student.engine.evaluate import RESULTS
+    from pipeline.utils.files import is_up_to_date
 
     click.echo("\n".join(format_tables([results], details)))
     if report:
         assert results.predictions is not None, "the evaluation writes them beside the results"
-        file = results.predictions.with_name(RESULTS)
-        click.echo(write_report_beside(file, matches=results.matches))
+        file = results.predictions.with_name(RESULTS_FILE)
+        written = file.with_name(REPORT_FILE)
+        # A finished run that is started again keeps its report.
+        if is_up_to_date(written, file):
+            click.echo(f"report: {written}")
+        else:
+            click.echo(write_report_beside(file, matches=results.matches))
 
 
 def main() -> None:

@@ -8,11 +8,12 @@ from statistics import mean
 
 import click
 
+from evaluation.results import RESULTS_FILE
 from pipeline.datasets.dataset import open_dataset
 from pipeline.utils.cli import run_command
 from pipeline.utils.files import read_json, write_json
 from pipeline.vocabulary import Vocabulary
-from student.engine.evaluate import RESULTS, evaluate_checkpoint
+from student.engine.evaluate import evaluate_checkpoint
 from teacher_cache.maintenance.add_prompts import create_prompts_file
 
 NUM_OTHERS = 3
@@ -48,13 +49,13 @@ def main(student: Path, cache: Path, data: Path, out: Path, verb: str, seed: int
         added = (prompt_to_add(vocabulary, verb, name),)
         create_prompts_file(cache, file, added, overwrite=True)
         evaluate_checkpoint(student, data, None, folder, "auto", None, True, prompts=file)
-        metrics_by_verb[name] = read_json(folder / RESULTS)["metrics"]
+        metrics_by_verb[name] = read_json(folder / RESULTS_FILE)["metrics"]
     metrics = {}
     for group in ("unseen", "seen", "full"):
         values = [found[group] for found in metrics_by_verb.values()]
         # The test part of a small dataset may lack the verb.
         metrics[group] = None if None in values else mean(values)
-    write_json(out / RESULTS, {"metrics": metrics, "by_sentence": metrics_by_verb})
+    write_json(out / RESULTS_FILE, {"metrics": metrics, "by_sentence": metrics_by_verb})
 
 
 if __name__ == "__main__":

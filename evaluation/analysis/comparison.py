@@ -198,13 +198,17 @@ def compare(results: Sequence[Results], vocabulary: Vocabulary) -> Comparison:
     titles = (
         {**ENTRY_ROLES} if lead.unseen else {**ENTRY_ROLES, "all_labels": FULLY_SUPERVISED_TITLE}
     )
+    # The first result of each role; runs with other settings are no other seeds of it.
+    firsts: dict[EntryRole, Results] = {}
+    members_of: dict[EntryRole, list[Results]] = {role: [] for role in titles}
+    for result in results:
+        role = _role_of(result)
+        if firsts.setdefault(role, result).recipe != result.recipe:
+            role = "predictions"
+        members_of[role].append(_regroup_metrics(result, lead.unseen, vocabulary))
     entries: list[ComparisonEntry] = []
     for role, (title, note) in titles.items():
-        members = [
-            _regroup_metrics(result, lead.unseen, vocabulary)
-            for result in results
-            if _role_of(result) == role
-        ]
+        members = members_of[role]
         if role == "predictions":
             # They take the styles of the unused roles, so that charts distinguish them.
             used = {entry.role for entry in entries}
@@ -248,6 +252,9 @@ def _describe_training(result: Results) -> str:
         labels = "a label" if result.shots == 1 else f"{result.shots} labels"
         further_data.insert(0, f"{labels} of every unseen interaction")
     notes = [result.limit_note] if result.limit_note else []
+    role = _role_of(result)
+    if role != "predictions":
+        notes.append(f"{ENTRY_ROLES[role][0].lower()}, with other settings")
     if further_data:
         notes.append(f"with {' and '.join(further_data)}")
     if not notes:

@@ -18,7 +18,7 @@ from evaluation.report.charts.palette import LIGHT
 from evaluation.report.gallery import GalleryItem, GalleryRow
 from evaluation.report.inputs import find_dataset, load_report_inputs
 from evaluation.report.page import build_page
-from evaluation.results import Results, read_results
+from evaluation.results import RESULTS_FILE, Results, read_results
 from pipeline.datasets.dataset import Dataset
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import atomic_write, read_json, refuse_existing, write_json, write_text
@@ -48,7 +48,7 @@ def write_report(
     dataset) are left out, and the page says so.
 
     Args:
-        files: results files in any order.
+        files: results files, or run folders with `results.json`, in any order.
         out: HTML file to write.
         png: folder for the PNG files; None for one beside the HTML file, named after it.
         data: dataset folder, in place of the one in the results.
@@ -67,7 +67,7 @@ def write_report(
     png = png or out.with_name(f"{out.stem}-pictures")
     refuse_existing(out, overwrite)
     refuse_existing(png, overwrite)
-    results = [read_results(path) for path in files]
+    results = [read_results(path / RESULTS_FILE if path.is_dir() else path) for path in files]
     if matches is not None:
         results = [replace(result, matches=matches) for result in results]
     dataset = find_dataset(results, data)

@@ -12,7 +12,7 @@ import shutil
 import socket
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,20 @@ from typing import Any
 from evaluation.drawing.samples import SAMPLES_FOLDER
 from evaluation.predictions import PREDICTIONS_FILE
 from evaluation.report.write import REPORT_FILE
+from evaluation.results import RESULTS_FILE
 from pipeline.splits import Split
+from pipeline.utils.config_fields import list_settings
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import (
     atomic_write,
-    describe_changes,
     differing_keys,
     read_json,
+    shorten_value,
     write_json,
 )
 from pipeline.utils.logging import get_logger
 from pipeline.vocabulary import Vocabulary
-from student.engine.evaluate import RESULTS
+from student.config import RECIPE_PARTS
 from student.engine.metrics_log import EVALUATIONS, METRICS, RANK_LOGS, TENSORBOARD
 from student.engine.train_step import TrainStep
 from student.utils import seeding
@@ -52,12 +54,23 @@ CONFIG_FILE, LOCK_FILE, FEW_SHOT_FILE = "config.json", ".lock", "shots.json"
 DAMAGED_CHECKPOINT = "checkpoint-damaged.pt"
 RUN_FILES = (
     *(CHECKPOINT, PREVIOUS, DAMAGED_CHECKPOINT, BEST, LOAD_REPORT, METRICS, EVALUATIONS),
-    *(RESULTS, PREDICTIONS_FILE, REPORT_FILE, FEW_SHOT_FILE),
+    *(RESULTS_FILE, PREDICTIONS_FILE, REPORT_FILE, FEW_SHOT_FILE),
 )
 RUN_FOLDERS = (RANK_LOGS, TENSORBOARD, SAMPLES_FOLDER)
 RESUME_MODES = AUTO, NEVER = "auto", "never"
 # Entries of the plan that do not matter when a run starts from another run's checkpoint.
 IGNORED_PLAN_KEYS = ("pretrained", "resume")
+# Options that set the entries of the plan outside of the recipe.
+PLAN_OPTIONS = {
+    "dataset": "--data",
+    "cache": "--cache",
+    "extra_data": "--extra-data",
+    "split.name": "--split",
+    "split.unseen": "--split",
+    "split.distilled_verbs": "--distill-verbs",
+    "pretrained": "--pretrained",
+    "resume": "--resume",
+}
 # Maximum number of differences in an error message.
 MAX_CHANGES = 3
 
@@ -151,9 +164,12 @@ def claim_run_folder(
 def lock_run_folder(run_dir: Path) -> Iterator[None]:
     """Locks a folder for this process; the system releases the lock however the process ends.
 
+    A new folder is removed if the body fails before it writes more than the configuration.
+
     Raises:
         InputError: another process has the lock.
     """
+    is_new = not run_dir.exists()
     run_dir.mkdir(parents=True, exist_ok=True)
     with open(run_dir / LOCK_FILE, "a+", encoding="utf-8") as file:
         try:
@@ -173,7 +189,13 @@ def lock_run_folder(run_dir: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"{os.getpid()} on {socket.gethostname()}\n")
         file.flush()
-        yield
+        try:
+            yield
+        except BaseException:
+            files = {path.name for path in run_dir.iterdir()}
+            if is_new and files <= {LOCK_FILE, CONFIG_FILE}:
+                shutil.rmtree(run_dir)
+            raise
 
 
 def find_resume_point(
@@ -232,15 +254,11 @@ def _refuse_other_run(file: Path, plan: dict[str, Any], resume: str) -> None:
     found = held.get("format", "none") if isinstance(held, dict) else type(held).__name__
     if found != plan["format"]:
         raise InputError(f"{file}: format: expected {plan['format']}, found {found}; {advice}")
-    if changed := differing_keys(held, plan):
-        # Entries outside the plan, such as "execution", do not matter.
-        old, new = _flatten({name: held.get(name) for name in plan}), _flatten(plan)
-        names = sorted(name for name in old | new if old.get(name) != new.get(name))[:MAX_CHANGES]
-        before, after = ({name: each.get(name) for name in names} for each in (old, new))
-        changes = describe_changes(before, after)
+    # Entries outside the plan, such as "execution", do not matter.
+    if changes := _describe_changes({name: held.get(name) for name in plan}, plan):
         raise InputError(
-            f"{file.parent}: expected a run with the same settings, found another"
-            f" {' and '.join(changed)} ({changes}); {advice}"
+            f"{file.parent}: expected a run with the same settings, found others ({changes});"
+            f" {advice}"
         )
     if resume == NEVER:
         expected = "expected a new folder with --resume never"
@@ -265,17 +283,36 @@ def _check_same_plan(file: Path, checkpoint: Checkpoint, plan: dict[str, Any]) -
     """Checks that a checkpoint's run would have given the same result."""
     if "plan" not in checkpoint.state:
         raise bad_field(file, "state", "that of a training run", "weights alone")
-    held, wanted = (_flatten(value) for value in (checkpoint.state["plan"], plan))
     ignored = {*IGNORED_PLAN_KEYS}
     # A run can be continued with more epochs, unless the learning rate depends on their number.
-    if wanted.get("recipe.train.schedule") == "step":
+    if plan["recipe"]["train"]["schedule"] == "step":
         ignored.add("recipe.train.epochs")
-    changed = [name for name in differing_keys(held, wanted) if name not in ignored]
-    if changed:
+    if changes := _describe_changes(checkpoint.state["plan"], plan, ignored):
         raise InputError(
-            f"{file}: expected a checkpoint of this run, found one with another"
-            f" {' and '.join(changed[:MAX_CHANGES])}"
+            f"{file}: expected a checkpoint of a run with the same settings, found others"
+            f" ({changes})"
         )
+
+
+def _describe_changes(
+    held: dict[str, Any], wanted: dict[str, Any], ignored: Collection[str] = ()
+) -> str:
+    """Differences of two plans in one line, by the options that set them; empty without any."""
+    options = {
+        f"recipe.{part}.{name}": f"--{(described.option or name).replace('_', '-')}"
+        for part, config in RECIPE_PARTS.items()
+        for name, (described, _) in list_settings(config).items()
+    } | PLAN_OPTIONS
+    old, new = _flatten(held), _flatten(wanted)
+    names = [name for name in old | new if old.get(name) != new.get(name) and name not in ignored]
+    # Other entries follow from options.
+    changes: dict[str, str] = {}
+    for name in sorted(names, key=lambda name: name not in options):
+        change = f"{shorten_value(old.get(name))}, now {shorten_value(new.get(name))}"
+        changes.setdefault(options.get(name, name), change)
+    lines = [f"{option}: {change}" for option, change in changes.items()]
+    more = len(lines) - MAX_CHANGES
+    return "; ".join(lines[:MAX_CHANGES] + ([f"and {more} more"] if more > 0 else []))
 
 
 def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -15,7 +15,7 @@ from evaluation.drawing.samples import SAMPLES_FOLDER, draw_samples
 from evaluation.hico.average_precision import evaluate
 from evaluation.predictions import PREDICTIONS_FILE, write_predictions
 from evaluation.report.write import REPORT_FILE
-from evaluation.results import Results, write_results, write_vcoco_results
+from evaluation.results import RESULTS_FILE, Results, write_results, write_vcoco_results
 from evaluation.score_hico import ScoringConfig, score_to_fields
 from evaluation.score_vcoco import VCOCO_RESULTS_FILE, score_run
 from pipeline.datasets.dataset import Dataset, open_dataset
@@ -23,7 +23,7 @@ from pipeline.splits import Split, load_split, remove_unseen_labels
 from pipeline.types import Annotation, ImageRecord
 from pipeline.utils.devices import default_num_workers
 from pipeline.utils.errors import InputError
-from pipeline.utils.files import refuse_existing
+from pipeline.utils.files import refuse_existing, sha256_of_json
 from pipeline.vocabulary import Vocabulary
 from student.config import Recipe
 from student.data.dataset_part import open_test_part
@@ -33,8 +33,6 @@ from student.utils.distributed import Execution, init_distributed
 from student.utils.seeding import derive_seed
 from student.weights.checkpoint_file import checkpoint_path
 from student.weights.load import load_student
-
-RESULTS = "results.json"
 
 
 def evaluate_model(
@@ -90,7 +88,7 @@ def evaluate_model(
             annotations, detections, dataset.vocabulary, split.unseen, scoring or ScoringConfig()
         ),
     )
-    write_results(out / RESULTS, results)
+    write_results(out / RESULTS_FILE, results)
     if results.vcoco is not None:
         write_vcoco_results(out / VCOCO_RESULTS_FILE, results)
     draw_samples(
@@ -111,6 +109,9 @@ def describe_student(
 
     The candidates' protocol is "annotated" where any training dataset used annotated boxes.
     """
+    settings = recipe.to_dict()
+    settings["train"] |= {"seed": None, "shot_seed": None}
+    split_fields = [split.name, sorted(split.unseen), split.distilled_verbs.tolist()]
     protocols = {recipe.targets.candidates, *(source["protocol"] for source in sources)}
     return {
         "training_split": split.name,
@@ -118,6 +119,7 @@ def describe_student(
         "protocol": "annotated" if "annotated" in protocols else "detector",
         "distillation": recipe.targets.distillation,
         "seed": recipe.train.seed,
+        "recipe": sha256_of_json([settings, split_fields]),
         "shots": recipe.train.shots,
         "sources": sources,
     }
@@ -167,7 +169,7 @@ def evaluate_checkpoint(
     evaluated_split = loaded.split if split is None else load_split(dataset.vocabulary, split)
     recipe = loaded.recipe
     out = out or (file.parent / f"{file.stem}-evaluation" if loaded.is_published else file.parent)
-    for name in (RESULTS, REPORT_FILE):
+    for name in (RESULTS_FILE, REPORT_FILE):
         refuse_existing(out / name, overwrite)
     about_model: dict[str, Any] = {"name": file.stem}
     if not loaded.is_published:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 
 import torch
 
-from evaluation.results import Results
+from evaluation.results import RESULTS_FILE, Results, read_results
 from pipeline.utils.devices import configure_device, default_num_workers
 from pipeline.utils.errors import InputError
-from pipeline.utils.files import sha256_of_file, write_json
+from pipeline.utils.files import is_up_to_date, sha256_of_file, write_json
 from pipeline.utils.logging import get_logger
 from student.data.few_shot import list_few_shot
 from student.data.text_embeddings import init_text_head
@@ -84,6 +85,13 @@ def run_student(config: RunConfig) -> Results | None:
             write_json(config.out / LOAD_REPORT, report.to_dict())
         if start is not None:
             trainer.state.resume(load_checkpoint(start), start)
+            results = config.out / RESULTS_FILE
+            # Older results are of an earlier checkpoint, which `eoid-train evaluate` has scored.
+            if trainer.step == trainer.total_steps and context.broadcast(
+                partial(is_up_to_date, results, start)
+            ):
+                logger.info(f"{config.out}: this run is finished; its results are in {results}")
+                return read_results(results) if context.is_main_process else None
             logger.info(f"{config.out}: resuming at step {trainer.step} of {trainer.total_steps}")
         else:
             for line in report.lines() if report else ["randomly initialised weights"]:

@@ -36,7 +36,7 @@ from teacher_cache.detectors.class_names import (
     labels_from_names,
 )
 from teacher_cache.detectors.pairing import ObjectBoxes
-from teacher_cache.reader.format import TOY, TOY_IN_CACHES
+from teacher_cache.reader.format import TOY_IN_CACHES
 
 DEFAULT_DETECTOR = "fasterrcnn_resnet50_fpn_v2"
 # torchvision's name of a model's default weights entry, and the key of an entry's class names.

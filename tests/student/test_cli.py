@@ -95,6 +95,7 @@ def test_both_commands_work_without_clip(student, published_checkpoint, dataset_
         ("--split zz", ["zz: no such split of toy"]),
         ("--device abacus", ["--device: expected auto, cpu or cuda[:i]"]),
         ("--pretrained gone.pth", ["gone.pth: no such file"]),
+        ("--set clip-norm=inf", ["--set: clip-norm: expected finite number, at least 0"]),
         ("--set hiden_dim=64", ["hiden_dim: expected a setting of eoid-train stu", "hidden-dim"]),
         ("--set hidden_dim=many", ["hidden_dim: expected integer", "found many"]),
         ("--set hidden_dim=97", ["hidden_dim: expected a multiple of 4 and of num", "found 97"]),
@@ -128,7 +129,7 @@ def test_another_recipe_in_the_same_folder(student, tmp_path):
     assert run(*student, "--epochs", 1, "--name", "First")[0] == 0
     code, _, err = run(*student, "--epochs", 1, "--seed", 3)
     assert code == 2 and err.count("\n") == 1
-    assert "found another recipe (" in err and "choose a new folder or give" in err
+    assert "found others (--seed: 0, now 3)" in err and "choose a new folder or give" in err
     assert run(*student, "--epochs", 1, "--seed", 3, "--overwrite")[0] == 0
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert results["seed"] == 3 and results["name"] == "run"

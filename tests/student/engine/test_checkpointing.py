@@ -158,9 +158,9 @@ def test_the_same_run_is_resumed_even_with_overwrite(run):
 @pytest.mark.parametrize(
     ("held", "wanted", "way", "message"),
     [
-        (PLAN, plan(seed=1), AUTO, r"found another recipe \(recipe.*seed: .*, now 1\); choose a"),
-        (PLAN, plan(seed=1), NEVER, "found another recipe"),
-        (PLAN, {**PLAN, "dataset": "other"}, AUTO, "found another dataset"),
+        (PLAN, plan(seed=1), AUTO, r"found others \(--seed: 0, now 1\); choose a"),
+        (PLAN, plan(seed=1), NEVER, r"found others \(--seed"),
+        (PLAN, {**PLAN, "dataset": "other"}, AUTO, r"found others \("),
         (PLAN, PLAN, NEVER, "expected a new folder with --resume never"),
         # As version 0.1 wrote it.
         (
@@ -223,8 +223,11 @@ def test_other_files_are_refused_or_kept(tmp_path):
     [
         ({}, None),
         ({"epochs": 9}, None),
-        ({"epochs": 9, "seed": 1}, "recipe.train.seed"),
-        ({"epochs": 9, "schedule": "one_cycle"}, "recipe.train.schedule and recipe.train.epochs"),
+        ({"epochs": 9, "seed": 1}, "--seed: 0, now 1"),
+        (
+            {"epochs": 9, "schedule": "one_cycle"},
+            "--epochs: 3, now 9; --schedule: step, now one_cycle",
+        ),
     ],
 )
 def test_continuing_another_run(run, longer, train, refused, as_folder):
@@ -233,7 +236,7 @@ def test_continuing_another_run(run, longer, train, refused, as_folder):
     given = str(run if as_folder else file)
     wanted = {**plan(**train), "resume": given}
     if refused is not None:
-        with pytest.raises(InputError, match=f"found one with another {refused}$"):
+        with pytest.raises(InputError, match=f"found others \({refused}\)$"):
             find_resume_point(longer, wanted, False, given)
         assert names(longer) == set()
         return

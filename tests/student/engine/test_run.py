@@ -153,13 +153,13 @@ def test_pretrained_weights_are_needed_by_new_runs_only(configure_run, tmp_path,
         assert run_student(again).metrics == results.metrics
     out = "\n".join(messages)
     assert f"{file}: no such file, and not needed to resume" in out
-    assert "resuming at step 2 of 2" in out and "pretrained weights: body" not in out
+    assert f"{config.out}: this run is finished" in out and "pretrained weights:" not in out
     before = content(config.out)
     for changes in ({"resume": "never"}, {"split": "uc"}):
         with pytest.raises(InputError, match=r"body\.safetensors: no such"):
             run_student(replace(config, overwrite=True, **changes))
     save_file({**load_file(moved), "more": torch.ones(1)}, file)
-    with pytest.raises(InputError, match=r"found another pretrained \(.*, now .*\); choose a"):
+    with pytest.raises(InputError, match=r"found others \(--pretrained: .*, now .*\); choose a"):
         run_student(config)
     assert content(config.out) == before
     file.unlink()
