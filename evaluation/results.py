@@ -74,7 +74,8 @@ class Results:
         training_split: split that the student was trained on, `full` for all labels; None unknown.
         distillation: whether the student was distilled from the teacher; None unknown.
         seed: of the run.
-        recipe: SHA-256 of the settings of a run's training except its seeds; None unknown.
+        recipe: SHA-256 of the settings of a run's training, with its limit but without its
+            seeds; None unknown.
         dataset_path, annotations, predictions, metrics_log: folder of the test dataset, file of the
             test annotations (for results without such a folder), predictions file and training log;
             relative to the results file on disk, usable paths here.

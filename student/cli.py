@@ -219,8 +219,8 @@ def train() -> None:
         show_default=True,
         metavar="auto|never|FILE",
         help=(
-            "auto: resume the run in --out if there is one; never: refuse to; FILE: continue"
-            " another run's checkpoint as a new run in --out."
+            "With auto, resume the run in --out if there is one; with never, refuse to; with FILE,"
+            " continue another run's checkpoint as a new run in --out."
         ),
     ),
     option("--overwrite", is_flag=True, help="Replace another run in the run folder."),

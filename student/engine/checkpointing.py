@@ -65,6 +65,7 @@ PLAN_OPTIONS = {
     "dataset": "--data",
     "cache": "--cache",
     "extra_data": "--extra-data",
+    "limit": "--limit",
     "split.name": "--split",
     "split.unseen": "--split",
     "split.distilled_verbs": "--distill-verbs",

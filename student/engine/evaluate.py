@@ -119,7 +119,7 @@ def describe_student(
         "protocol": "annotated" if "annotated" in protocols else "detector",
         "distillation": recipe.targets.distillation,
         "seed": recipe.train.seed,
-        "recipe": sha256_of_json([settings, split_fields]),
+        "recipe": sha256_of_json([settings, split_fields, limit]),
         "shots": recipe.train.shots,
         "sources": sources,
     }

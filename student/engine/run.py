@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -86,9 +87,8 @@ def run_student(config: RunConfig) -> Results | None:
         if start is not None:
             trainer.state.resume(load_checkpoint(start), start)
             results = config.out / RESULTS_FILE
-            # Older results are of an earlier checkpoint, which `eoid-train evaluate` has scored.
             if trainer.step == trainer.total_steps and context.broadcast(
-                partial(is_up_to_date, results, start)
+                partial(_has_results, results, start, inputs.limit)
             ):
                 logger.info(f"{config.out}: this run is finished; its results are in {results}")
                 return read_results(results) if context.is_main_process else None
@@ -151,3 +151,12 @@ def _evaluate_test(config: RunConfig, inputs: RunInputs, trainer: Trainer) -> Re
         metrics_log=config.out / METRICS,
         **describe_student(inputs.recipe, inputs.split, inputs.sources, inputs.limit),
     )
+
+
+def _has_results(results: Path, checkpoint: Path, limit: int | None) -> bool:
+    """Whether a finished run has its results.
+
+    `eoid-train evaluate` writes into the run folder too: older results are of an earlier
+    checkpoint, and limited ones of a run without that limit are no results of the run.
+    """
+    return is_up_to_date(results, checkpoint) and read_results(results).limit in (None, limit)

@@ -113,7 +113,7 @@ def test_bad_input_is_one_line_and_2(student, tmp_path, words, facts):
 
 def test_a_missing_option_or_checkpoint(dataset_root, tmp_path):
     code, _, err = run("student")
-    assert code == 2 and err.startswith("eoid-train: Missing option '--data'")
+    assert code == 2 and err.startswith("eoid-train: Missing --data, --cache, --split, --out. See")
     code, _, err = run("evaluate", tmp_path / "gone", "--data", dataset_root)
     assert code == 2 and err == f"eoid-train: {tmp_path / 'gone'}: no such file\n"
 

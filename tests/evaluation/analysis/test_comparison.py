@@ -32,6 +32,13 @@ def test_a_checkpoint_of_unknown_training_is_no_control(toy, make):
     assert (last.title, last.note) == ("eoid_ua", "from a checkpoint, after pairwise NMS")
 
 
+def test_only_runs_with_equal_settings_are_averaged(toy, make):
+    runs = [make(0.7, recipe="a"), make(0.6, recipe="b"), make(0.5, recipe="a", seed=1)]
+    found = compare(runs, toy)
+    assert [len(entry.results) for entry in found.entries] == [2, 1]
+    assert "with other settings" in found.entries[1].note
+
+
 def test_limited_results_are_not_averaged_with_whole_ones(toy, make):
     """The whole ones give the page its dataset and number of images."""
     trial = make(0.1, name="trial", limit=8, training_limit=8, num_images=8)

@@ -226,7 +226,7 @@ def test_other_files_are_refused_or_kept(tmp_path):
         ({"epochs": 9, "seed": 1}, "--seed: 0, now 1"),
         (
             {"epochs": 9, "schedule": "one_cycle"},
-            "--epochs: 3, now 9; --schedule: step, now one_cycle",
+            "--schedule: step, now one_cycle; --epochs: 3, now 9",
         ),
     ],
 )
@@ -236,7 +236,7 @@ def test_continuing_another_run(run, longer, train, refused, as_folder):
     given = str(run if as_folder else file)
     wanted = {**plan(**train), "resume": given}
     if refused is not None:
-        with pytest.raises(InputError, match=f"found others \({refused}\)$"):
+        with pytest.raises(InputError, match=rf"found others \({refused}\)$"):
             find_resume_point(longer, wanted, False, given)
         assert names(longer) == set()
         return

@@ -272,7 +272,7 @@ def test_a_limited_run(configure_run, limited_cache, data, tmp_path, messages):
     found = read_predictions(out / "predictions.json", load_vocabulary("toy"))
     assert [int(one.image_id[-12:-4]) for one in found] == list(chosen["test2015"])
     assert any("4 training and 4 test images" in line for line in messages)
-    with pytest.raises(InputError, match=r"found another limit \(limit: 4, now 2\)"):
+    with pytest.raises(InputError, match=r"found others \(--limit: 4, now 2\)"):
         run_student(replace(config, limit=2))
     for file in ("best.pt", "checkpoint.pt"):
         path = tmp_path / file
@@ -291,5 +291,5 @@ def test_a_limit_above_the_number_of_images_is_none(run, configure_run, finished
     """The run in the folder, which had no limit, counts as the same one."""
     results = run_student(configure_run(run, limit=16))
     assert results.metrics == finished[1].metrics and not results.limit_note
-    with pytest.raises(InputError, match=r"found another limit \(limit: nothing, now 15\)"):
+    with pytest.raises(InputError, match=r"found others \(--limit: nothing, now 15\)"):
         run_student(configure_run(run, limit=15))

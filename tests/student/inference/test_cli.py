@@ -31,7 +31,8 @@ def test_images_and_options_from_a_file(run, toy_checkpoint, write_image, tmp_pa
         toy_checkpoint, *paths, *arguments, "--config", options, "--top", 3, "--quiet"
     )
     assert (code, err) == (0, "")
-    assert out == f"2 images, results in {tmp_path / 'out'} and {tmp_path / 'all.json'}\n"
+    places = f"{tmp_path / 'out'} and {tmp_path / 'all.json'}"
+    assert out == f"2 images, 6 interactions with a score of at least 0; results in {places}\n"
     value = json.loads((tmp_path / "all.json").read_text())
     assert [len(one["interactions"]) for one in value["pictures"]] == [3, 3]
     assert (value["top"], value["threshold"], value["split"]) == (3, 0.0, "full")

@@ -59,13 +59,13 @@ def test_images_on_separate_disks(dataset, build, finished, tmp_path):
 
 def test_a_merge_can_be_resumed(finished, tmp_path, contents, messages):
     out = tmp_path / "new"
-    merge_caches([finished, finished], out)
+    merge_caches([finished], out)
     (out / MANIFEST).unlink()
     (out / SHARDS / THIRD).unlink()
-    merge_caches([finished, finished], out)
+    merge_caches([finished], out)
     assert contents(out) == contents(finished)
     messages.clear()
-    merge_caches([finished, finished], out)
+    merge_caches([finished], out)
     assert "nothing to do" in messages[0]
 
 
