@@ -10,6 +10,7 @@ TORCH ?= auto
 SPLIT ?= ua
 SEED ?= 0
 CEILING ?= 0
+MODELS ?= shipped
 SEEDS ?= 0,1,2
 RERUN ?= 0
 TESTS ?= tests
@@ -32,7 +33,8 @@ $(INSTALLED): setup.cfg pyproject.toml
 	@touch $@
 
 demo: $(INSTALLED)
-	$(BIN)/python -m benchmarks.demo --split "$(SPLIT)" --seed $(SEED) $(if $(filter 1,$(CEILING)),--ceiling)
+	$(BIN)/python -m benchmarks.demo --split "$(SPLIT)" --seed $(SEED) --models $(MODELS) \
+	    $(if $(filter 1,$(CEILING)),--ceiling)
 
 study: $(INSTALLED)
 	$(BIN)/python -m benchmarks.study --seeds $(SEEDS) $(ONLY:%=--only %) $(BUDGET:%=--budget %) \

@@ -7,10 +7,13 @@ seed reuse toy dataset, models and caches.
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,10 @@ from pipeline.utils.cli import run_command as run_program
 from pipeline.utils.files import read_json, sha256_of_json, write_json
 from pipeline.vocabulary import load_vocabulary
 
-INTERRUPTED, SIGNALLED = 130, 128
+# Exit code of a command that was ended by signal 0.
+SIGNALLED = 128
+POLL_SECONDS = 0.05
+TRAIN_IMAGES = 1000
 GROUPS = ("full", "seen", "unseen")
 LABELS = {
     "distilled": "Distilled",
@@ -49,14 +55,27 @@ class Stages:
         self.seconds: dict[str, float] = found["seconds"]
         self.finished: list[str] = found["finished"]
 
-    def run(self, name: str, *command: object) -> None:
-        """Runs one command of the project.
+    def run(self, name: str, *command: object, beside: Sequence[object] = ()) -> None:
+        """Runs a command of the project, or two beside each other with one thread each.
+
+        Args:
+            name: name of the stage.
+            command: the command's name and arguments.
+            beside: a second command, whose output goes to a log file.
 
         Raises:
-            SystemExit: the command failed; with its exit code.
+            SystemExit: a command failed; with its exit code.
         """
-        started = time.monotonic()
-        code = run_command([str(word) for word in command])
+        started, log = time.monotonic(), self.file.with_name(f"{name}.log")
+        if beside:
+            print(f"\nBeside the next command, with the output in {log}:\n$ {join_words(beside)}")
+            starts = [
+                partial(start_command, command, threads=1),
+                partial(start_command, beside, log, threads=1),
+            ]
+        else:
+            starts = [partial(start_command, command)]
+        code = run_together(starts)
         taken = time.monotonic() - started
         if name not in self.finished:
             self.seconds[name] = round(self.seconds.get(name, 0) + taken, 1)
@@ -68,82 +87,125 @@ class Stages:
         print(f"{name}: {self.seconds[name]:.0f} s")
 
 
-def run_command(words: Sequence[str], log: Path | None = None) -> int:
-    """Runs a command of this project and returns its exit code as a shell does.
+def start_command(
+    words: Sequence[object], log: Path | None = None, threads: int | None = None
+) -> subprocess.Popen[bytes]:
+    """Starts a command of this project.
 
     Args:
         words: the command's name and arguments.
         log: file that the command line and its output are appended to; None prints them.
+        threads: number of threads that torch uses; None for the default.
     """
-    line = f"$ {' '.join(words)}"
-    program = [Path(sys.executable).parent / words[0], *words[1:]]
+    name, *arguments = map(str, words)
+    program = [Path(sys.executable).parent / name, *arguments]
+    line, environment = f"$ {join_words(words)}", dict(os.environ)
+    if threads:
+        environment["OMP_NUM_THREADS"] = str(threads)
     if log is None:
         print(f"\n\033[1m{line}\033[0m" if sys.stdout.isatty() else f"\n{line}", flush=True)
-        return _wait(subprocess.Popen(program))
+        return subprocess.Popen(program, env=environment)
     with open(log, "a") as lines:
         print(line, file=lines, flush=True)
-        return _wait(subprocess.Popen(program, stdout=lines, stderr=subprocess.STDOUT))
+        return subprocess.Popen(program, env=environment, stdout=lines, stderr=subprocess.STDOUT)
 
 
-def _wait(process: subprocess.Popen[bytes]) -> int:
-    """Waits for the end and returns the exit code as a shell does.
+def join_words(words: Sequence[object]) -> str:
+    """A command line."""
+    return " ".join(map(str, words))
 
-    Ctrl-C reaches the command too, which needs time to save. If the command succeeds all the same,
-    the demo stops after it.
-    """
-    interrupted = False
-    while True:
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:
-            interrupted = True
-        else:
-            break
-    if interrupted and code == 0:
-        return INTERRUPTED
+
+def shell_code(process: subprocess.Popen[bytes]) -> int:
+    """Waits for a command and returns its exit code as a shell does."""
+    code = process.wait()
     return code if code >= 0 else SIGNALLED - code
 
 
-def run_demo(out: Path, split: str, seed: int, ceiling: bool) -> dict[str, Any]:
+def run_together(starts: Sequence[Callable[[], subprocess.Popen[bytes]]]) -> int:
+    """Starts commands, waits for them and returns 0, or the exit code of the first that fails.
+
+    If one fails, the others are stopped. Commands need time to save after Ctrl-C, which reaches
+    them too, and after SIGTERM, which is passed on to them. If they succeed all the same, the demo
+    stops after them.
+    """
+    signalled: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        signalled.append(number)
+
+    # Before the first start: a command may be running before its start returns.
+    handlers = {each: signal.signal(each, note) for each in (signal.SIGINT, signal.SIGTERM)}
+    processes: list[subprocess.Popen[bytes]] = []
+    code, told = 0, False
+    try:
+        for start in starts:
+            if not signalled:
+                processes.append(start())
+        while True:
+            running = [process for process in processes if process.poll() is None]
+            code = code or next((shell_code(each) for each in processes if each.returncode), 0)
+            if not running:
+                return code or (SIGNALLED + signalled[0] if signalled else 0)
+            if not told and (signal.SIGTERM in signalled or (code and not signalled)):
+                told = True
+                for process in running:
+                    process.terminate()
+            time.sleep(POLL_SECONDS)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def run_demo(
+    out: Path, split: str, seed: int, ceiling: bool = False, train_models: bool = False
+) -> dict[str, Any]:
     """Runs all stages and returns the content of `results.json`.
 
     Args:
         out: folder of `results.json` and `report.html`.
         split: name of a split of the toy dataset, or a TOML file.
-        seed: seed of toy dataset, models and students.
+        seed: seed of the toy dataset and of the students, and of the models if they are trained.
         ceiling: also train a student with all labels.
+        train_models: train the teacher and the detector instead of taking those of the package.
     """
     vocabulary = load_vocabulary("toy")
     known = load_split(vocabulary, split)
     # A user's file may change between calls, so the folder's name contains a digest of the split.
     shipped = split in split_names(vocabulary)
     tag = split if shipped else f"{known.name}-{sha256_of_json(known.unseen)[:8]}"
-    base = out / f"seed-{seed}"
+    base = out / (f"seed-{seed}-trained" if train_models else f"seed-{seed}")
     toy, models, runs = base / "toy", base / "models", base / tag
     runs.mkdir(parents=True, exist_ok=True)
     shared, own = Stages(base / "stages.json"), Stages(runs / "stages.json")
-    detector, clip = models / "detector.safetensors", models / "teacher"
+    detector: tuple[object, ...] = ("--detector", "toy")
+    teacher, pretrained = "toy", "toy"
+    if train_models:
+        teacher, pretrained = str(models / "teacher"), str(models / "detector.safetensors")
+        detector = (*detector, "--detector-weights", pretrained)
 
-    def build(name: str, *options: object) -> None:
-        teacher = ("--detector", "toy", "--detector-weights", detector, "--clip-model", clip)
-        shared.run(name, "eoid-cache", "build", toy, *teacher, *options)
+    def build(name: str, *options: str) -> tuple[object, ...]:
+        out = ("--out", base / name, *options)
+        return "eoid-cache", "build", toy, *detector, "--clip-model", teacher, *out
 
-    def train(stages: Stages, name: str, split: str, run: Path, *options: str) -> None:
+    def student(name: str, split: str, run: Path, *options: str) -> tuple[object, ...]:
         data = ("--data", toy, "--cache", base / "cache", "--split", split, "--out", run)
-        recipe = ("--preset", "toy", "--pretrained", detector, "--seed", seed)
-        name_option = ("--name", LABELS[name])
-        stages.run(name, "eoid-train", "student", *data, *recipe, *options, *name_option)
+        recipe = ("--preset", "toy", "--pretrained", pretrained, "--seed", seed, *options)
+        return "eoid-train", "student", *data, *recipe, "--name", LABELS[name]
 
-    shared.run("toy", "eoid-data", "toy", toy, "--seed", seed)
-    shared.run("models", "eoid-cache", "toy-models", models, "--seed", seed)
-    build("cache", "--out", base / "cache")
-    build("cache_test", "--out", base / "cache-test", "--part", "test")
-    train(own, "distilled", split, runs / "distilled")
-    train(own, "no_distillation", split, runs / "no_distillation", "--no-distillation")
+    shared.run("toy", "eoid-data", "toy", toy, "--train", TRAIN_IMAGES, "--seed", seed)
+    if train_models:
+        shared.run("models", "eoid-cache", "toy-models", models, "--seed", seed)
+    shared.run("cache", *build("cache"))
+    shared.run("cache_test", *build("cache-test", "--part", "test"))
+    own.run(
+        "students",
+        *student("distilled", split, runs / "distilled"),
+        beside=student("no_distillation", split, runs / "no_distillation", "--no-distillation"),
+    )
     results = {name: runs / name / "results.json" for name in ("distilled", "no_distillation")}
     if ceiling:
         run, rescored = base / "full" / "all_labels", runs / "all_labels"
-        train(shared, "all_labels", "full", run)
+        shared.run("all_labels", *student("all_labels", "full", run))
         own.run("all_labels_scored", "eoid-train", "evaluate", run, "--data", toy,
                 "--split", split, "--out", rescored, "--overwrite")  # fmt: skip
         results["all_labels"] = rescored / "results.json"
@@ -202,10 +264,16 @@ def describe(value: dict[str, Any]) -> str:
 @click.command(help=__doc__)
 @click.option("--out", type=Path, default=Path("demo"), help="Output folder.")
 @click.option("--split", default="ua", help="Zero-shot split: ua, uc, uo or a TOML file.")
-@click.option("--seed", type=int, default=0, help="Seed of toy dataset, models and students.")
+@click.option("--seed", type=int, default=0, help="Seed of toy dataset and students.")
 @click.option("--ceiling", is_flag=True, help="Also train a student with all labels.")
-def main(out: Path, split: str, seed: int, ceiling: bool) -> None:
-    value = run_demo(out, split, seed, ceiling)
+@click.option(
+    "--models",
+    type=click.Choice(["shipped", "train"]),
+    default="shipped",
+    help="Teacher and detector: those of the package, or trained with the seed.",
+)
+def main(out: Path, split: str, seed: int, ceiling: bool, models: str) -> None:
+    value = run_demo(out, split, seed, ceiling, models == "train")
     write_json(out / "results.json", value)
     print(f"\n{describe(value)}\n\n{out / 'results.json'}\n{out / 'report.html'}")
 

@@ -12,13 +12,12 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
-from benchmarks.demo import run_command
 from benchmarks.study import __main__ as program
 from benchmarks.study.__main__ import missing_tasks, run_study
 from benchmarks.study.artifacts import CACHE, SPLITS, student, teacher_score
 from benchmarks.study.experiments import EXPERIMENTS, Experiment, Variant
 from benchmarks.study.results import FINDINGS, is_recorded, markdown, read_records, write_experiment
-from benchmarks.study.runner import Runner
+from benchmarks.study.runner import Runner, run_command
 from pipeline.cli import data
 from pipeline.splits import load_split
 from pipeline.utils.files import read_json, read_toml, write_json

@@ -104,6 +104,47 @@ def test_ctrl_c_leaves_the_command_its_time(programs, tmp_path, ending):
     assert ended.value.code == 130 and (tmp_path / "saved").exists()
 
 
+def test_two_commands_beside_each_other(programs, tmp_path, capfd):
+    programs(eoid_train='echo "$1 $OMP_NUM_THREADS"; echo progress >&2')
+    stages = Stages(tmp_path / "stages.json")
+    stages.run("students", "eoid-train", "one", beside=("eoid-train", "two"))
+    out, err = capfd.readouterr()
+    assert "\n$ eoid-train one\n" in out and "\n$ eoid-train two\n" in out
+    assert "\none 1\n" in out and "two 1" not in out and err == "progress\n"
+    assert (tmp_path / "students.log").read_text() == "$ eoid-train two\ntwo 1\nprogress\n"
+
+
+ENDLESS = "while true; do sleep 0.05; done"
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_failure_ends_the_other_command_too(programs, tmp_path, failing):
+    programs(eoid_train=f'[ "$1" = {failing} ] && exit 3\n'
+             f"trap 'touch {tmp_path}/saved; exit 75' TERM\n{ENDLESS}")  # fmt: skip
+    with pytest.raises(SystemExit) as ended:
+        Stages(tmp_path / "stages.json").run("students", "eoid-train", 0, beside=("eoid-train", 1))
+    assert ended.value.code == 3
+
+
+def test_sigterm_ends_both_commands(programs, tmp_path):
+    programs(eoid_train=f"trap 'sleep 0.2; touch {tmp_path}/saved-$1; exit 75' TERM\n"
+             f"touch {tmp_path}/started-$1\n{ENDLESS}")  # fmt: skip
+
+    def terminate():
+        while len(list(tmp_path.glob("started-*"))) < 2:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=terminate)
+    thread.start()
+    with pytest.raises(SystemExit) as ended:
+        Stages(tmp_path / "stages.json").run("students", "eoid-train", 0, beside=("eoid-train", 1))
+    thread.join()
+    assert ended.value.code == 75 and len(list(tmp_path.glob("saved-*"))) == 2
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_the_summary_has_the_promised_fields():
     seconds = {"toy": 9.1, "models": 100.25}
     value = summary(RESULTS, "ua", 7, seconds)
@@ -179,11 +220,10 @@ def fakes(programs, tmp_path):
 
 
 def test_the_stages_in_their_order(fakes, tmp_path):
-    value = demo.run_demo(tmp_path / "demo", "ua", 3, ceiling=False)
+    value = demo.run_demo(tmp_path / "demo", "ua", 3)
     calls = fakes()
     assert [call[:2] for call in calls] == [
         ["eoid-data", "toy"],
-        ["eoid-cache", "toy-models"],
         ["eoid-cache", "build"],
         ["eoid-cache", "build"],
         ["eoid-train", "student"],
@@ -191,17 +231,32 @@ def test_the_stages_in_their_order(fakes, tmp_path):
         ["eoid-cache", "evaluate"],
         ["eoid-eval", "report"],
     ]
-    distilled, control = calls[4], calls[5]
+    # The students run beside each other.
+    distilled, control = sorted(calls[3:5], key=lambda call: "--no-distillation" in call)
     changed = set(distilled) ^ set(control)
     base = str(tmp_path / "demo/seed-3/ua")
     assert changed == {f"{base}/distilled", f"{base}/no_distillation", "--no-distillation",
                        "Distilled", "No", "distillation"}  # fmt: skip
-    for call in calls[:2] + calls[4:6]:
+    for call in (calls[0], distilled, control):
         assert call[call.index("--seed") + 1] == "3"
+    for call, option in ((calls[1], "--detector"), (calls[1], "--clip-model"),
+                         (distilled, "--pretrained")):  # fmt: skip
+        assert call[call.index(option) + 1] == "toy"
     assert set(value) == {"seconds", "stages", "split", "seed", "distilled", "no_distillation",
                           "teacher"}  # fmt: skip
-    assert set(value["stages"]) == {"toy", "models", "cache", "cache_test", "distilled",
-                                    "no_distillation", "teacher", "report"}  # fmt: skip
+    assert set(value["stages"]) == {"toy", "cache", "cache_test", "students", "teacher", "report"}
+
+
+def test_models_of_the_seed_get_a_folder_of_their_own(fakes, tmp_path):
+    value = demo.run_demo(tmp_path / "demo", "ua", 3, train_models=True)
+    _, training, build, *_ = calls = fakes()
+    base = tmp_path / "demo/seed-3-trained"
+    assert training == ["eoid-cache", "toy-models", f"{base}/models", "--seed", "3"]
+    assert build[build.index("--detector-weights") + 1] == f"{base}/models/detector.safetensors"
+    assert build[build.index("--clip-model") + 1] == f"{base}/models/teacher"
+    for call in (call for call in calls if call[1] == "student"):
+        assert call[call.index("--pretrained") + 1] == f"{base}/models/detector.safetensors"
+    assert "models" in value["stages"]
 
 
 def test_the_ceiling_is_trained_once_for_all_splits(fakes, tmp_path):
@@ -210,7 +265,7 @@ def test_the_ceiling_is_trained_once_for_all_splits(fakes, tmp_path):
         assert "all_labels" in value and "all_labels" in value["stages"]
         (full,) = [call for call in fakes() if "full" in call]
         assert full[full.index("--out") + 1] == str(tmp_path / "demo/seed-0/full/all_labels")
-    value = demo.run_demo(tmp_path / "demo", "ua", 0, ceiling=False)
+    value = demo.run_demo(tmp_path / "demo", "ua", 0)
     assert not any("all_labels" in name for name in [*value, *value["stages"]])
 
 
@@ -219,7 +274,7 @@ def test_a_users_split_gets_runs_of_its_own(fakes, tmp_path):
     places = []
     for verb in ("kick", "ride", "kick"):
         file.write_text(f'unseen_verbs = ["{verb}"]')
-        demo.run_demo(tmp_path / "demo", str(file), 0, ceiling=False)
+        demo.run_demo(tmp_path / "demo", str(file), 0)
         student = next(call for call in fakes() if call[1] == "student")
         places.append(Path(student[student.index("--out") + 1]).parent.name)
         assert student[student.index("--split") + 1] == str(file)

@@ -12,7 +12,6 @@ DOCS = Path(__file__).parents[1] / "docs"
 NOTEBOOK = DOCS / "notebooks/toy.ipynb"
 SMALL = """
 train_images, test_images = 24, 8
-teacher_images, teacher_steps, detector_epochs = 32, 2, 1
 epochs = 1
 """
 
@@ -46,11 +45,7 @@ def test_the_commands_of_the_tutorial_run(tmp_path):
     script = "\n".join(re.findall(r"^```\n(.*?)^```$", text, re.DOTALL | re.MULTILINE))
     for numbers, small in (
         ("--train 600 --test 100", "--train 24 --test 8"),
-        (
-            "toy-models models",
-            "toy-models models --images 32 --teacher-steps 2 --detector-epochs 1",
-        ),
-        ("--epochs 20", "--epochs 1"),
+        ("--preset toy", "--preset toy --epochs 1"),
     ):
         assert numbers in script
         script = script.replace(numbers, small)

@@ -16,7 +16,7 @@ from pathlib import Path
 from pipeline.utils.files import sha256_of_file, sha256_of_json
 
 SPLITS = Path(__file__).parent / "splits"
-LABELLED, EPOCHS, BATCH, RATE = 640, 2, 4, "1e-3"
+LABELLED, EPOCHS, BATCH, RATE, BACKBONE = 640, 2, 4, "1e-3", 0.6
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +130,8 @@ def student(
         f"student-{split}",
         f"eoid-train student --data <toy> --cache <cache> --split {file} --out <out> --preset toy"
         f" --pretrained <models>/detector.safetensors --seed <seed> --epochs {epochs}"
-        f" --batch-size {BATCH} --learning-rate {RATE} --no-report {options}",
+        f" --batch-size {BATCH} --learning-rate {RATE} --backbone-lr-factor {BACKBONE}"
+        f" --no-report {options}",
         {"toy": dataset, "cache": cache, "models": MODELS, **inputs},
     )
 

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.demo import INTERRUPTED, run_command
+from benchmarks.demo import SIGNALLED, shell_code, start_command
 from benchmarks.study.artifacts import SPLITS, Artifact
 
-FAILED = 1
+FAILED, INTERRUPTED = 1, SIGNALLED + signal.SIGINT
 # Exit codes of commands that failed: unexpected errors, and invalid input. Others mean that a
 # command was stopped.
 FAILURES = (1, 2)
 # A seed and an artifact of it.
 Task = tuple[int, Artifact]
+
+
+def run_command(words: Sequence[str], log: Path | None) -> int:
+    """Runs a command and returns its exit code as a shell does; see `start_command`."""
+    return shell_code(start_command(words, log))
 
 
 @dataclass(frozen=True)

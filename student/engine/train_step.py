@@ -59,6 +59,9 @@ class TrainStep:
     ) -> None:
         self.recipe, self.execution, self.dataset_names = recipe, execution, dataset_names
         train, device = recipe.train, execution.device
+        if not train.backbone_lr_factor:
+            # Without its gradients a step takes two thirds of the time.
+            model.backbone.requires_grad_(False)
         # Convolutions are faster in this memory format, on CPUs and GPUs.
         self.model = model.to(device).to(memory_format=torch.channels_last)
         distilled_verbs = torch.from_numpy(split.distilled_verbs).to(device)

@@ -77,6 +77,14 @@ def test_every_trainable_parameter_has_a_gradient(
     assert all(torch.isfinite(value).all() for value in gradients(trainer).values())
 
 
+@pytest.mark.parametrize("backbone", ["toy", "resnet18"])
+def test_a_learning_rate_of_0_freezes_the_backbone(make_trainer, samples, backbone):
+    trainer = make_trainer("run", backbone=backbone, backbone_lr_factor=0.0)
+    step(trainer, samples)
+    found = gradients(trainer)
+    assert found and not [name for name in found if name.startswith("backbone.")]
+
+
 def test_images_are_padded_to_the_size_of_other_processes(make_trainer, different_sizes):
     trainer = make_trainer("run")
     model, frames = trainer.train_step.model, []
