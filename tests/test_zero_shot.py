@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 SEED = 0
 PROBABILITIES = "pairs/action_probabilities"
-OPTIONS = {"epochs": 2}
+OPTIONS = {"epochs": 4}
 
 
 @pytest.fixture(scope="session")
