@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 LOWEST := .venv-lowest
+WHEEL := .venv-wheel
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
@@ -15,21 +16,25 @@ SEEDS ?= 0,1,2
 RERUN ?= 0
 TESTS ?= tests
 
-.PHONY: demo study test test-slow test-all test-gpu test-lowest coverage docs lint clean
+.PHONY: demo study test test-slow test-all test-gpu test-lowest test-wheel coverage docs lint clean
 
-# Without an NVIDIA driver, torch's CPU build is installed, which is much smaller than PyPI's CUDA build.
-# TORCH=cpu, cu126 and so on choose a build of torch's own package index, TORCH=pypi that of PyPI.
-UV_INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[dev]'
+# $(call INSTALL,ENVIRONMENT,PACKAGES). Without an NVIDIA driver, torch's CPU build is installed, which is
+# much smaller than PyPI's CUDA build. TORCH=cpu, cu126 and so on choose a build of torch's own package
+# index, TORCH=pypi that of PyPI.
+UV_INSTALL = $(BIN)/uv pip install --quiet --python $(1)/bin/python $(2)
+define INSTALL
+@if [ "$(TORCH)" = pypi ]; then $(UV_INSTALL); \
+elif $(UV_INSTALL) --torch-backend=$(TORCH) 2>$(1)/uv.log; then :; \
+elif [ "$(TORCH)" = auto ]; then \
+    echo "torch's package index cannot be used, installing PyPI's build of torch"; $(UV_INSTALL); \
+else cat $(1)/uv.log >&2; exit 2; fi
+@$(1)/bin/python -c "import torch; print('installed torch', torch.__version__)"
+endef
 
 $(INSTALLED): setup.cfg pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip uv
-	@if [ "$(TORCH)" = pypi ]; then $(UV_INSTALL); \
-	elif $(UV_INSTALL) --torch-backend=$(TORCH) 2>$(VENV)/uv.log; then :; \
-	elif [ "$(TORCH)" = auto ]; then \
-	    echo "torch's package index cannot be used, installing PyPI's build of torch"; $(UV_INSTALL); \
-	else cat $(VENV)/uv.log >&2; exit 2; fi
-	@$(BIN)/python -c "import torch; print('installed torch', torch.__version__)"
+	$(call INSTALL,$(VENV),--editable '.[dev]')
 	@touch $@
 
 demo: $(INSTALLED)
@@ -75,6 +80,15 @@ test-lowest: BIN = $(LOWEST)/bin
 test-lowest: $(LOWEST)/.installed
 	$(PYTEST) -m "not slow and not gpu" $(TESTS)
 
+# Both phases with the wheel in a new environment. `uv build` builds the sdist, and the wheel from the sdist,
+# so that this tests both. A list of files that an earlier build left in *.egg-info would be built in again.
+test-wheel: $(INSTALLED)
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(WHEEL)
+	rm -rf *.egg-info
+	$(BIN)/uv build --quiet --out-dir $(WHEEL)/dist
+	$(call INSTALL,$(WHEEL),"$$(ls $(WHEEL)/dist/*.whl)[report]")
+	tests/wheel.sh $(WHEEL)/dist/*.whl $(WHEEL)
+
 coverage: $(INSTALLED)
 	$(PYTEST) -m "not gpu" --cov --cov-report term
 
@@ -83,4 +97,4 @@ docs: $(INSTALLED)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m sphinx -q -W --keep-going docs docs/_build/html
 
 clean:
-	rm -rf docs/_build $(VENV) $(LOWEST) demo build dist *.egg-info
+	rm -rf docs/_build $(VENV) $(LOWEST) $(WHEEL) demo build dist *.egg-info
