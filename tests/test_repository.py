@@ -58,6 +58,9 @@ def test_the_citation_describes_this_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == setup["metadata"]["version"]
     assert citation["license"] == setup["metadata"]["license"]
+    # Changes after a release stand above it, under "Unreleased".
+    released = re.findall(r"^## (\d.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert released[0] == f"{citation['version']} ({citation['date-released']})"
     (paper,) = citation["references"]
     assert paper["url"] in (ROOT / "README.md").read_text()
 
