@@ -3,6 +3,7 @@
 import gzip
 import json
 import logging
+import lzma
 import os
 import shutil
 import signal
@@ -70,10 +71,11 @@ def pytest_generate_tests(metafunc):
 
 
 def unpack(source, folder):
-    """Copies the files of `source` to `folder`, those that end in .gz uncompressed."""
+    """Copies the files of `source` to `folder`, those that end in .gz or .xz uncompressed."""
     for file in filter(Path.is_file, source.iterdir()):
-        if file.suffix == ".gz":
-            (folder / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
+        if file.suffix in (".gz", ".xz"):
+            module = {".gz": gzip, ".xz": lzma}[file.suffix]
+            (folder / file.stem).write_bytes(module.decompress(file.read_bytes()))
         else:
             shutil.copy(file, folder)
     return folder
@@ -97,6 +99,12 @@ def golden_file(request):
 def hico_det_files(tmp_path_factory):
     """Folder of HICO-DET's real test annotations: instances_test2015.json, test_hico.json."""
     return unpack(DATA / "hico_det", tmp_path_factory.mktemp("hico_det"))
+
+
+@pytest.fixture(scope="session")
+def vcoco_files(tmp_path_factory):
+    """Folder of V-COCO's real training and validation actions with their lists of image ids."""
+    return unpack(DATA / "vcoco", tmp_path_factory.mktemp("vcoco"))
 
 
 def pytest_collection_finish(session):
