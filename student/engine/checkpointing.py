@@ -13,7 +13,7 @@ import socket
 import time
 import zipfile
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -193,9 +193,11 @@ def lock_run_folder(run_dir: Path) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            files = {path.name for path in run_dir.iterdir()}
-            if is_new and files <= {LOCK_FILE, CONFIG_FILE}:
-                shutil.rmtree(run_dir)
+            # Listing needs a file descriptor, which may be what the body lacked.
+            with suppress(OSError):
+                files = {path.name for path in run_dir.iterdir()}
+                if is_new and files <= {LOCK_FILE, CONFIG_FILE}:
+                    shutil.rmtree(run_dir)
             raise
 
 
