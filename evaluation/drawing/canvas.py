@@ -1,4 +1,8 @@
-"""A canvas of boxes, links and labels over an image, and the placement of labels."""
+"""A canvas of boxes, links and labels over an image, and the placement of labels.
+
+Line widths, text and distances are fractions of the image's size, so that drawings of all sizes
+look the same.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +15,49 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-PERSON_COLOUR, OBJECT_COLOUR = (86, 180, 233), (230, 159, 0)
-LABEL_COLOUR, UNSEEN_COLOUR = (24, 28, 36), (240, 228, 66)
+Colour = tuple[int, int, int]
+# Colours of the pairs, in turn. Neighbours in this list differ the most.
+PAIR_COLOURS: tuple[Colour, ...] = (
+    (86, 180, 233),
+    (255, 150, 30),
+    (60, 220, 130),
+    (255, 120, 200),
+    (255, 255, 255),
+    (170, 130, 255),
+    (255, 80, 70),
+    (40, 225, 225),
+    (180, 220, 40),
+    (205, 150, 105),
+    (80, 120, 255),
+    (230, 50, 230),
+    (255, 190, 170),
+    (50, 160, 80),
+    (170, 180, 200),
+)
+LABEL_COLOUR, UNSEEN_COLOUR, MARGIN_COLOUR = (24, 28, 36), (240, 228, 66), (78, 84, 94)
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 CORRECT_COLOUR, WRONG_COLOUR = (0, 158, 115), (213, 94, 0)
-# Font size in pixels, at least; and as fractions of the image's long and short side, at most.
-MIN_FONT_SIZE = 11
+# Dark rim of lines, so that they are visible on any background.
+RIM = (*BLACK, 130)
+# Largest font size as fractions of the image's long and short side; it shrinks to half of it for
+# many labels. In pixels, it is never smaller than the minimum.
 LONG_SIDE_SHARE, SHORT_SIDE_SHARE = 1 / 28, 1 / 14
-# Fraction of the image that all labels may cover together; the font shrinks until they fit.
-MAX_LABEL_SHARE = 0.35
-# In font sizes.
-LINE_HEIGHT = 1.42
+MIN_FONT_SIZE = 11
+# Fraction of the image that all labels may cover together.
+MAX_LABEL_SHARE = 0.2
+# In font sizes: height of a line, width of the stripe in the pair's colour, space beside the text.
+LINE_HEIGHT, STRIPE, PADDING = 1.42, 0.4, 0.35
+# In line widths: length of the dashes of boxes that belong to several pairs.
+DASH = 5
 # Images with a longer side are sharp enough without supersampling.
 MAX_SUPERSAMPLED = 1280
 # Costs of a label's position, relative to a distance of one label height. Labels overlap only if
-# there is no free position at all; covering boxes is better than being far away.
+# there is no free position at all. A box or face costs this if the label covers all of it, or is
+# covered by it.
 LABEL_OVERLAP_COST = 1000.0
-BOX_OVERLAP_COST = 2.5
+BOX_COST, OBJECT_COST, FACE_COST = 1.0, 2.0, 6.0
+# Beside the second box of a pair instead of the first.
+SECOND_BOX_COST = 0.7
 
 
 @dataclass(frozen=True)
@@ -35,133 +65,166 @@ class LabelLine:
     """One line of a label: an action, whether it is unseen, and whether it is correct."""
 
     text: str
-    unseen: bool
+    unseen: bool = False
     correct: bool | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Label:
+    """The label of a pair.
+
+    Attributes:
+        lines: its actions.
+        boxes: (1 or 2, 4) xyxy, the boxes of the pair, the person first. It is placed beside one.
+        colour: the pair's colour.
+    """
+
+    lines: Sequence[LabelLine]
+    boxes: np.ndarray
+    colour: Colour
+
+
 class Canvas:
-    """A transparent overlay, whose line widths and font size depend on its size.
+    """A transparent overlay, whose line widths depend on its size.
 
     Args:
         size: width and height of the image, in pixels.
-        supersampling: factor by which the overlay is larger than the image.
-        labels: that will be drawn; the font shrinks if they would cover too much of the image.
+        supersampling: factor by which the overlay is larger than the image. Everything that is
+            drawn is in pixels of the overlay.
     """
 
-    def __init__(
-        self, size: tuple[int, int], supersampling: int, labels: Sequence[Sequence[LabelLine]] = ()
-    ) -> None:
+    def __init__(self, size: tuple[int, int], supersampling: int) -> None:
         self.overlay = Image.new(
             "RGBA", (size[0] * supersampling, size[1] * supersampling), (0, 0, 0, 0)
         )
         self._draw = ImageDraw.Draw(self.overlay)
         self._supersampling = supersampling
-        self._line_width = max(2, round(min(max(size) / 190, min(size) / 95))) * supersampling
-        self._font = load_font(font_size(size, labels) * supersampling)
-        self._em = self._font.size
+        width = max(2, round(min(max(size) / 190, min(size) / 95)))
+        self._line_width, self._rim = width * supersampling, max(1, width // 3) * supersampling
 
-    def draw_box(self, box: np.ndarray, colour: tuple[int, int, int]) -> None:
-        """Draws a box with a dark outline, so that it is visible on any background."""
+    def draw_box(self, box: np.ndarray, colours: Sequence[Colour]) -> None:
+        """Draws a box; in dashes of all colours if there are several."""
         # Rounded to pixels of the final image, for sharp lines; PIL's x2 and y2 are inclusive.
         x1, y1, x2, y2 = (int(np.rint(v / self._supersampling)) * self._supersampling for v in box)
         x2, y2 = max(x2, x1 + self._supersampling) - 1, max(y2, y1 + self._supersampling) - 1
-        radius = min(2 * self._line_width, (x2 - x1) / 2, (y2 - y1) / 2)
-        rim = self._supersampling
+        width, rim = self._line_width, self._rim
+        radius = min(2 * width, (x2 - x1) / 2, (y2 - y1) / 2)
         outer = (x1 - rim, y1 - rim, x2 + rim, y2 + rim)
-        self._draw.rounded_rectangle(
-            outer, radius + rim, outline=(*BLACK, 130), width=self._line_width + 2 * rim
-        )
-        self._draw.rounded_rectangle(
-            (x1, y1, x2, y2), radius, outline=colour, width=self._line_width
-        )
-
-    def draw_link(self, human: np.ndarray, target: np.ndarray) -> None:
-        """Draws a line between the centres of two boxes."""
-        ends = [((x1 + x2) / 2, (y1 + y2) / 2) for x1, y1, x2, y2 in (human, target)]
-        rim = self._supersampling
-        self._draw.line(ends, fill=(*BLACK, 130), width=self._line_width + 2 * rim)
-        self._draw.line(ends, fill=WHITE, width=self._line_width)
-        for (x, y), colour in zip(ends, (PERSON_COLOUR, OBJECT_COLOUR), strict=True):
-            radius = 1.6 * self._line_width
-            disc = (x - radius, y - radius, x + radius, y + radius)
-            self._draw.ellipse(disc, fill=colour, outline=WHITE, width=rim)
-
-    def draw_labels(
-        self, captions: list[tuple[np.ndarray, list[LabelLine]]], boxes: np.ndarray
-    ) -> None:
-        """Draws labels near their boxes without overlap.
-
-        Args:
-            captions: (4,) xyxy box of the person and lines of the label, for each pair.
-            boxes: (N, 4) xyxy, boxes that labels should not cover.
-        """
-        if not captions:
+        self._draw.rounded_rectangle(outer, radius + rim, outline=RIM, width=width + 2 * rim)
+        self._draw.rounded_rectangle((x1, y1, x2, y2), radius, outline=colours[0], width=width)
+        if len(colours) == 1:
             return
-        sizes = np.array([_measure_label(lines, self._font) for _, lines in captions])
-        anchors = np.array([box for box, _ in captions])
-        corners = place_labels(anchors, sizes, self.overlay.size, boxes, gap=2 * self._line_width)
-        for corner, size, anchor in zip(corners, sizes, anchors, strict=True):
-            self._draw_leader(corner, size, anchor)
-        for (_, lines), (left, top), size in zip(captions, corners, sizes, strict=True):
-            for line in lines:
-                self._draw_label_line(line, left, top, size[0])
-                top += LINE_HEIGHT * self._em
+        dash = DASH * width
+        for number, start in enumerate(np.arange(x1 + radius, x2 - radius, dash).tolist()):
+            end, fill = min(start + dash, x2 - radius), colours[number % len(colours)]
+            for y in (y1, y2 - width + 1):
+                self._draw.rectangle((start, y, end, y + width - 1), fill)
+        for number, start in enumerate(np.arange(y1 + radius, y2 - radius, dash).tolist()):
+            end, fill = min(start + dash, y2 - radius), colours[number % len(colours)]
+            for x in (x1, x2 - width + 1):
+                self._draw.rectangle((x, start, x + width - 1, end), fill)
 
-    def _draw_label_line(self, line: LabelLine, x: float, y: float, width: float) -> None:
-        background, text_colour = (UNSEEN_COLOUR, BLACK) if line.unseen else (LABEL_COLOUR, WHITE)
-        bottom, em = y + LINE_HEIGHT * self._em, self._em
-        self._draw.rounded_rectangle((x, y, x + width, bottom), 0.3 * em, fill=(*background, 235))
-        middle, x = (y + bottom) / 2, x + 0.35 * em
+    def draw_link(self, human: np.ndarray, target: np.ndarray, colour: Colour) -> None:
+        """Draws a line from the centre of a person's box to that of an object's box, with a disc at
+        the person and a square at the object."""
+        ends = [((x1 + x2) / 2, (y1 + y2) / 2) for x1, y1, x2, y2 in (human, target)]
+        self._draw.line(ends, fill=RIM, width=self._line_width + 2 * self._rim)
+        self._draw.line(ends, fill=colour, width=self._line_width)
+        for (x, y), draw in zip(ends, (self._draw.ellipse, self._draw.rectangle), strict=True):
+            for radius, fill in ((1.8 * self._line_width, WHITE), (1.3 * self._line_width, colour)):
+                draw((x - radius, y - radius, x + radius, y + radius), fill=fill)
+
+    def draw_labels(self, labels: Sequence[Label], corners: np.ndarray, em: int) -> None:
+        """Draws labels with their top left corners at (N, 2) `corners`, in font size `em`."""
+        font = load_font(em)
+        sizes = measure_labels([label.lines for label in labels], em)
+        for label, corner, size in zip(labels, corners, sizes, strict=True):
+            self._draw_leader(label, corner, size, em)
+        for label, (left, top), (width, height) in zip(labels, corners, sizes, strict=True):
+            radius, last = 0.3 * em, len(label.lines) - 1
+            whole = (left, top, left + width, top + height)
+            self._draw.rounded_rectangle(whole, radius, label.colour)
+            for row, line in enumerate(label.lines):
+                right_corners = (False, row == 0, row == last, False)
+                y = top + row * LINE_HEIGHT * em
+                box = (left + STRIPE * em, y, left + width, y + LINE_HEIGHT * em)
+                background = UNSEEN_COLOUR if line.unseen else LABEL_COLOUR
+                self._draw.rounded_rectangle(box, radius, (*background, 235), corners=right_corners)
+                self._draw_label_line(line, box, font)
+
+    def _draw_label_line(
+        self, line: LabelLine, box: tuple[float, float, float, float], font: ImageFont.FreeTypeFont
+    ) -> None:
+        em, colour = font.size, BLACK if line.unseen else WHITE
+        x, middle = box[0] + PADDING * em, (box[1] + box[3]) / 2
         if line.unseen:
-            self._draw.polygon(star_polygon(x + 0.5 * em, middle, 0.52 * em), fill=text_colour)
+            self._draw.polygon(star_polygon(x + 0.5 * em, middle, 0.52 * em), fill=colour)
             x += 1.2 * em
-        self._draw.text((x, middle), line.text, fill=text_colour, font=self._font, anchor="lm")
+        self._draw.text((x, middle), line.text, fill=colour, font=font, anchor="lm")
         if line.correct is not None:
-            self._draw_mark(line.correct, x + self._font.getlength(line.text) + 0.75 * em, middle)
+            self._draw_mark(line.correct, x + font.getlength(line.text) + 0.75 * em, middle, em)
 
-    def _draw_mark(self, correct: bool, x: float, y: float) -> None:
+    def _draw_mark(self, correct: bool, x: float, y: float, em: float) -> None:
         """Draws a tick or a cross in a disc."""
-        radius = 0.45 * self._em
+        radius = 0.45 * em
         disc = (x - radius, y - radius, x + radius, y + radius)
         self._draw.ellipse(disc, fill=CORRECT_COLOUR if correct else WRONG_COLOUR)
-        reach, width = 0.45 * radius, max(2, round(0.12 * self._em))
+        reach, width = 0.45 * radius, max(2, round(0.12 * em))
         tick = [(-1.0, 0.0), (-0.2, 0.8), (1.0, -0.8)]
         cross = [(-1.0, -1.0), (1.0, 1.0), (0.0, 0.0), (1.0, -1.0), (-1.0, 1.0)]
         points = [(x + reach * dx, y + reach * dy) for dx, dy in (tick if correct else cross)]
         self._draw.line(points, fill=WHITE, width=width, joint="curve")
 
-    def _draw_leader(self, corner: np.ndarray, size: np.ndarray, anchor: np.ndarray) -> None:
-        """Draws a thin line from a label to its box, unless they are next to each other."""
-        start = np.clip([(anchor[0] + anchor[2]) / 2, anchor[1]], corner, corner + size)
-        end = np.clip(start, anchor[:2], anchor[2:])
-        if np.hypot(*(end - start)) > self._em:
-            ends = [tuple(start.tolist()), tuple(end.tolist())]
-            self._draw.line(ends, fill=(*BLACK, 130), width=self._line_width + 2)
-            self._draw.line(ends, fill=PERSON_COLOUR, width=max(1, self._line_width // 2))
+    def _draw_leader(self, label: Label, corner: np.ndarray, size: np.ndarray, em: int) -> None:
+        """Draws a thin line from a label to the nearer one of its boxes, unless it is beside it."""
+        tops = (label.boxes[:, :2] + label.boxes[:, [2, 1]]) / 2
+        starts = np.clip(tops, corner, corner + size)
+        ends = np.clip(starts, label.boxes[:, :2], label.boxes[:, 2:])
+        lengths = np.hypot(*(ends - starts).T)
+        nearest = int(np.argmin(lengths))
+        if lengths[nearest] > em:
+            points = [tuple(starts[nearest].tolist()), tuple(ends[nearest].tolist())]
+            width = max(1, self._line_width // 2)
+            self._draw.line(points, fill=RIM, width=width + 2 * self._rim)
+            self._draw.line(points, fill=label.colour, width=width)
 
 
-def font_size(size: tuple[int, int], labels: Sequence[Sequence[LabelLine]]) -> int:
-    """Font size for an image of a given size and its labels, in pixels.
+def font_size(size: tuple[int, int]) -> int:
+    """Font size for an image with few labels, in pixels."""
+    share = min(LONG_SIDE_SHARE * max(size), SHORT_SIDE_SHARE * min(size))
+    return max(MIN_FONT_SIZE, round(share))
 
-    It is proportional to the size of the image and reduced, down to `MIN_FONT_SIZE`, until every
-    label fits into the image and all of them cover at most `MAX_LABEL_SHARE` of it.
+
+def fit_labels(
+    labels: Sequence[Sequence[LabelLine]], size: tuple[int, int], supersampling: int
+) -> tuple[int, int]:
+    """Font size in pixels of the overlay, and how many of the labels are drawn.
+
+    The font shrinks until every label is narrower than the image, and, to half its size at most,
+    until all of them cover at most `MAX_LABEL_SHARE` of it. Labels that exceed this share then are
+    not drawn, the last ones first.
     """
-    em = max(MIN_FONT_SIZE, round(min(LONG_SIDE_SHARE * max(size), SHORT_SIDE_SHARE * min(size))))
-    while labels and em > MIN_FONT_SIZE:
-        widths, heights = np.array([_measure_label(lines, load_font(em)) for lines in labels]).T
-        area = float((widths * heights).sum()) / (size[0] * size[1])
-        if widths.max() <= size[0] and heights.max() <= size[1] and area <= MAX_LABEL_SHARE:
-            break
-        em = max(MIN_FONT_SIZE, min(em - 1, int(0.9 * em)))
-    return em
+    largest = em = font_size(size)
+    while True:
+        sizes = measure_labels(labels, em * supersampling) / supersampling
+        covered = np.cumsum(sizes.prod(axis=1)) / (size[0] * size[1])
+        is_crowded = covered[-1] > MAX_LABEL_SHARE and em > largest / 2
+        if em == MIN_FONT_SIZE or not (is_crowded or (sizes > size).any()):
+            num_drawn = max(1, int((covered <= MAX_LABEL_SHARE).sum()))
+            return em * supersampling, num_drawn
+        em = max(MIN_FONT_SIZE, min(em - 1, int(0.93 * em)))
 
 
-def _measure_label(lines: Sequence[LabelLine], font: ImageFont.FreeTypeFont) -> tuple[float, float]:
-    """Width and height of a label in pixels."""
-    mark_widths = [1.2 * (line.unseen + (line.correct is not None)) * font.size for line in lines]
-    text_widths = [font.getlength(line.text) for line in lines]
-    width = max(mark + text for mark, text in zip(mark_widths, text_widths, strict=True))
-    return width + 0.7 * font.size, LINE_HEIGHT * font.size * len(lines)
+def measure_labels(labels: Sequence[Sequence[LabelLine]], em: int) -> np.ndarray:
+    """(N, 2) width and height of labels in a font size, in pixels."""
+    font, sizes = load_font(em), np.zeros((len(labels), 2))
+    for row, lines in enumerate(labels):
+        widths = [
+            font.getlength(line.text) + 1.2 * em * (line.unseen + (line.correct is not None))
+            for line in lines
+        ]
+        sizes[row] = max(widths) + (STRIPE + 2 * PADDING) * em, LINE_HEIGHT * em * len(lines)
+    return sizes
 
 
 def star_polygon(x: float, y: float, radius: float) -> list[tuple[float, float]]:
@@ -186,34 +249,53 @@ def load_font(size: int) -> ImageFont.FreeTypeFont:
     return font
 
 
+def face_boxes(people: np.ndarray) -> np.ndarray:
+    """(N, 4) where the faces of people with (N, 4) xyxy boxes probably are."""
+    x1, y1, x2, y2 = people.T
+    width, height = x2 - x1, y2 - y1
+    bottom = y1 + np.minimum(0.35 * height, 0.8 * width)
+    return np.stack([x1 + 0.2 * width, y1, x2 - 0.2 * width, bottom], axis=1)
+
+
 def place_labels(
-    anchors: np.ndarray,
+    anchors: Sequence[np.ndarray],
     sizes: np.ndarray,
     image_size: tuple[int, int],
-    boxes: np.ndarray,
+    obstacles: np.ndarray,
+    costs: np.ndarray,
     gap: float,
 ) -> np.ndarray:
     """Positions of labels, chosen one after the other, each with the lowest cost.
 
     Args:
-        anchors: (N, 4) xyxy boxes of the labels; the best position is directly above the box.
+        anchors: for each of N labels (1 or 2, 4) xyxy boxes; the best position is directly above
+            the first box.
         sizes: (N, 2) label widths and heights.
         image_size: width and height of the image.
-        boxes: (M, 4) xyxy boxes that labels should not cover.
-        gap: free distance between labels.
+        obstacles: (M, 4) xyxy boxes that labels should not cover.
+        costs: (M,) cost of covering each of them.
+        gap: free distance between labels, and to the edge of the image.
 
     Returns:
         (N, 2) top left corners. All lengths are in pixels of the image.
     """
     chosen, placed = np.zeros((len(anchors), 2)), np.zeros((0, 4))
+    obstacle_areas = (obstacles[:, 2:] - obstacles[:, :2]).prod(axis=1)
     # Tall labels first, as they are the hardest to place.
     for row in np.argsort(-sizes[:, 1], kind="stable"):
-        corners = _candidate_corners(anchors[row], sizes[row], image_size)
+        corners = _candidate_corners(anchors[row], sizes[row], image_size, gap)
         labels, area = np.hstack([corners, corners + sizes[row]]), sizes[row].prod()
-        distance = _label_distance(labels, anchors[row], gap) / sizes[row, 1]
-        label_overlap = _overlap_area(labels + np.array([-gap, -gap, gap, gap]), placed) / area
-        box_overlap = np.minimum(_overlap_area(labels, boxes) / area, 2)
-        cost = distance + LABEL_OVERLAP_COST * label_overlap + BOX_OVERLAP_COST * box_overlap
+        cost = np.min(
+            [
+                _label_distance(labels, anchor, gap) / sizes[row, 1] + number * SECOND_BOX_COST
+                for number, anchor in enumerate(anchors[row])
+            ],
+            axis=0,
+        )
+        overlap = _overlap_areas(labels + np.array([-gap, -gap, gap, gap]), placed) / area
+        cost += LABEL_OVERLAP_COST * overlap.sum(axis=1)
+        smaller_areas = np.maximum(np.minimum(obstacle_areas, area), 1)
+        cost += (_overlap_areas(labels, obstacles) / smaller_areas) @ costs
         best = int(np.argmin(cost))
         chosen[row] = corners[best]
         placed = np.vstack([placed, labels[best]])
@@ -221,20 +303,22 @@ def place_labels(
 
 
 def _candidate_corners(
-    anchor: np.ndarray, size: np.ndarray, image_size: tuple[int, int]
+    anchors: np.ndarray, size: np.ndarray, image_size: tuple[int, int], gap: float
 ) -> np.ndarray:
-    """(C, 2) top left corners: directly above, below and inside the anchor, and a grid over the
-    image; clipped so that the label is inside the image if it fits."""
-    x1, y1, x2, y2 = anchor
+    """(C, 2) top left corners: directly above, below and inside the anchors, and a grid over the
+    image; clipped so that the label and a gap around it are inside the image if it fits."""
     width, height = size
-    middle = (x1 + x2 - width) / 2
     steps = max(float(height) / 3, 1.0)
-    at_anchor = [
-        (x, y) for y in (y1 - height, y2, y1, y2 - height) for x in (x1, middle, x2 - width)
+    at_anchors = [
+        (x, y)
+        for x1, y1, x2, y2 in anchors
+        for y in (y1 - height, y2, y1, y2 - height)
+        for x in (x1, (x1 + x2 - width) / 2, x2 - width)
     ]
     grid = np.mgrid[0 : image_size[0] : steps, 0 : image_size[1] : steps].reshape(2, -1).T
-    corners = np.vstack([at_anchor, grid])
-    return np.clip(corners, 0, np.maximum(np.array(image_size) - size, 0))
+    corners = np.vstack([at_anchors, grid])
+    last = np.maximum(np.array(image_size) - size, 0)
+    return np.clip(corners, np.minimum(gap, last / 2), np.maximum(last - gap, last / 2))
 
 
 def _label_distance(labels: np.ndarray, anchor: np.ndarray, gap: float) -> np.ndarray:
@@ -247,11 +331,11 @@ def _label_distance(labels: np.ndarray, anchor: np.ndarray, gap: float) -> np.nd
     return np.minimum(above, below) + 0.25 * dx + np.maximum(dx - slack, 0)
 
 
-def _overlap_area(labels: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """(C,) sum of the areas that each label shares with the other boxes."""
+def _overlap_areas(labels: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """(C, M) area that each label shares with each of the other boxes."""
     low = np.maximum(labels[:, None, :2], others[:, :2])
     high = np.minimum(labels[:, None, 2:], others[:, 2:])
-    return np.clip(high - low, 0, None).prod(axis=2).sum(axis=1)
+    return np.clip(high - low, 0, None).prod(axis=2)
 
 
 def tile_images(

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from evaluation.drawing.canvas import (
     BLACK,
+    BOX_COST,
+    FACE_COST,
     LABEL_COLOUR,
+    MARGIN_COLOUR,
     MAX_SUPERSAMPLED,
-    OBJECT_COLOUR,
-    PERSON_COLOUR,
+    MIN_FONT_SIZE,
+    OBJECT_COST,
+    PAIR_COLOURS,
     UNSEEN_COLOUR,
     WHITE,
     Canvas,
+    Colour,
+    Label,
     LabelLine,
+    face_boxes,
+    fit_labels,
     font_size,
     load_font,
+    measure_labels,
+    place_labels,
     star_polygon,
     tile_images,
 )
+from pipeline.boxes import box_area, box_iou
 from pipeline.types import Annotation, Detections
 from pipeline.vocabulary import Vocabulary
 
@@ -30,19 +41,22 @@ LEGEND_ENTRIES = ("person", "object", "unseen in training")
 MARK_WIDTH, ENTRY_MARGIN, ROW_HEIGHT = 1.4, 0.8, 1.7
 # Drawn larger by this factor and downscaled, for smooth edges.
 SUPERSAMPLING = 2
-# Minimum long side of a drawing in pixels.
-MIN_LONG_SIDE = 512
+# In pixels, of a drawing: the long side at least, and the short side, with a margin if necessary.
+MIN_LONG_SIDE, MIN_SHORT_SIDE = 512, 192
+# Detected boxes of one class with this IoU are drawn as one box. Pairwise NMS leaves no verb twice
+# on a pair of such boxes.
+SAME_BOX_IOU = 0.85
 
 
 def add_legend(image: Image.Image) -> Image.Image:
-    """Adds a strip below a drawing: the colours of people and objects, and the star.
+    """Adds a strip below a drawing: the marks of people, objects and unseen interactions.
 
     Returns:
         A new RGB image, higher by the strip. In narrow images the entries are below each other, and
         the font shrinks until the longest one fits.
     """
     width = image.width * SUPERSAMPLING
-    em = round(0.85 * font_size(image.size, ())) * SUPERSAMPLING
+    em = round(0.85 * font_size(image.size)) * SUPERSAMPLING
     margins = MARK_WIDTH + ENTRY_MARGIN
     # In font sizes.
     widths = [margins + load_font(em).getlength(text) / em for text in LEGEND_ENTRIES]
@@ -53,9 +67,8 @@ def add_legend(image: Image.Image) -> Image.Image:
     draw, x, y = ImageDraw.Draw(strip), ENTRY_MARGIN * em, 0.6 * ROW_HEIGHT * em
     for entry, text in enumerate(LEGEND_ENTRIES):
         if entry < 2:
-            box = (x + 0.1 * em, y - 0.45 * em, x + em, y + 0.45 * em)
-            colour = (PERSON_COLOUR, OBJECT_COLOUR)[entry]
-            draw.rectangle(box, outline=colour, width=max(1, em // 6))
+            box = (x + 0.2 * em, y - 0.35 * em, x + 0.9 * em, y + 0.35 * em)
+            (draw.ellipse, draw.rectangle)[entry](box, fill=PAIR_COLOURS[0])
         else:
             box = (x, y - 0.55 * em, x + 1.1 * em, y + 0.55 * em)
             draw.rounded_rectangle(box, 0.25 * em, UNSEEN_COLOUR)
@@ -79,47 +92,112 @@ def draw_interactions(
 ) -> Image.Image:
     """Draws an annotation, or detections with their scores, on its image.
 
+    Every pair has its own colour. If not all pairs have room, those with the lowest scores are left
+    out, and their number is written.
+
     Args:
         image: small images are enlarged first.
-        content: all K interactions are drawn.
+        content: K interactions.
         unseen: HOI indices to mark with a star.
         tp_mask: (K,) bool, true positives; they are marked with a tick, the others with a cross.
             None for no marks.
         long_side: long side of the result in pixels; None for that of the image, at least 512.
 
     Returns:
-        A new RGB image.
+        A new RGB image. Images of less than 192 pixels' height or width, or too narrow for a label,
+        get a margin.
     """
     long_side = long_side or max(MIN_LONG_SIDE, *image.size)
     scale = long_side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    resized = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-    supersampling = SUPERSAMPLING if long_side <= MAX_SUPERSAMPLED else 1
-    boxes = content.boxes.astype(np.float64) * scale * supersampling
+    drawing = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    captions = _caption_pairs(content, vocabulary, unseen, tp_mask)
+    if not captions:
+        return drawing
+    largest = measure_labels(list(captions.values()), MIN_FONT_SIZE).max(axis=0) + MIN_FONT_SIZE
+    least = np.maximum(np.ceil(largest), min(MIN_SHORT_SIDE, long_side))
+    drawing, offset = _add_margin(drawing, least.astype(int).tolist())
+    size = drawing.size
+    supersampling = SUPERSAMPLING if max(size) <= MAX_SUPERSAMPLED else 1
+    boxes = (content.boxes.astype(np.float64) * scale + offset) * supersampling
+    em, num_drawn = fit_labels(list(captions.values()), size, supersampling)
+    pairs = list(captions)[:num_drawn]
 
+    labels: list[Label] = []
+    colours: dict[int, list[Colour]] = {}
+    for number, pair in enumerate(pairs):
+        rows = [row for row in pair if row >= 0]
+        colour = PAIR_COLOURS[number % len(PAIR_COLOURS)]
+        labels.append(Label(captions[pair], boxes[rows], colour))
+        for row in rows:
+            colours.setdefault(row, []).append(colour)
+    canvas = Canvas(size, supersampling)
+    for label in labels:
+        if len(label.boxes) == 2:
+            canvas.draw_link(label.boxes[0], label.boxes[1], label.colour)
+    # Small boxes on top of large ones.
+    for row in sorted(colours, key=lambda row: -box_area(boxes[[row]])[0]):
+        canvas.draw_box(boxes[row], colours[row])
+
+    if num_hidden := len(captions) - num_drawn:
+        line = LabelLine(f"and {num_hidden} more pair{'s' * (num_hidden > 1)}")
+        labels.append(Label([line], np.tile(canvas.overlay.size, (1, 2)), WHITE))
+    targets = sorted({target for _, target in pairs if target >= 0})
+    faces = face_boxes(boxes[content.labels == vocabulary.person])
+    obstacles = ((boxes, BOX_COST), (boxes[targets], OBJECT_COST), (faces, FACE_COST))
+    corners = place_labels(
+        [label.boxes for label in labels],
+        measure_labels([label.lines for label in labels], em),
+        canvas.overlay.size,
+        np.vstack([rows for rows, _ in obstacles]),
+        np.concatenate([np.full(len(rows), cost) for rows, cost in obstacles]),
+        gap=em / 4,
+    )
+    canvas.draw_labels(labels, corners, em)
+    # For an integer factor, reduce() is much faster than resize().
+    overlay = canvas.overlay.reduce(supersampling)
+    return Image.alpha_composite(drawing.convert("RGBA"), overlay).convert("RGB")
+
+
+def _add_margin(image: Image.Image, least: Sequence[int]) -> tuple[Image.Image, np.ndarray]:
+    """The image in the middle of one that has at least a given width and height, and the (4,)
+    offset of its boxes."""
+    size = (max(image.width, least[0]), max(image.height, least[1]))
+    left, top = (size[0] - image.width) // 2, (size[1] - image.height) // 2
+    framed = Image.new("RGB", size, MARGIN_COLOUR)
+    framed.paste(image, (left, top))
+    return framed, np.array([left, top, left, top])
+
+
+def _caption_pairs(
+    content: Annotation | Detections,
+    vocabulary: Vocabulary,
+    unseen: Collection[int],
+    tp_mask: np.ndarray | None,
+) -> dict[tuple[int, int], list[LabelLine]]:
+    """Label of every pair of rows of the boxes; the object is -1 for a verb without object. The
+    best-scoring pair comes first."""
+    order, same = np.arange(len(content.hois)), np.arange(len(content.boxes))
+    if isinstance(content, Detections):
+        order = np.argsort(-content.scores, kind="stable")
+        used = list(dict.fromkeys(content.hois[order, :2][content.hois[order, :2] >= 0].tolist()))
+        is_same = box_iou(content.boxes, content.boxes) >= SAME_BOX_IOU
+        is_same &= content.labels[:, None] == content.labels
+        for place, row in enumerate(used):
+            same[row] = next((first for first in used[:place] if is_same[row, first]), row)
     captions: dict[tuple[int, int], list[LabelLine]] = {}
-    for row, (human, target_box, verb) in enumerate(content.hois.tolist()):
+    for row in order.tolist():
+        human, target, verb = content.hois[row].tolist()
         name, interaction = vocabulary.verbs[verb], -1
-        if target_box >= 0:
-            label = content.labels[target_box]
+        if target >= 0:
+            label = content.labels[target]
             name += f" {vocabulary.objects[label]}"
             interaction = vocabulary.interaction_ids[verb, label]
+            target = int(same[target])
         name = name.replace("_", " ")
         if isinstance(content, Detections):
             name += f" {content.scores[row]:.2f}"
         correct = None if tp_mask is None else bool(tp_mask[row])
         line = LabelLine(name, interaction in unseen, correct)
-        captions.setdefault((human, target_box), []).append(line)
-
-    canvas = Canvas(size, supersampling, list(captions.values()))
-    for human, target_box in captions:
-        if target_box >= 0:
-            canvas.draw_link(boxes[human], boxes[target_box])
-    for target_box in sorted({target for _, target in captions if target >= 0}):
-        canvas.draw_box(boxes[target_box], OBJECT_COLOUR)
-    for human in sorted({human for human, _ in captions}):
-        canvas.draw_box(boxes[human], PERSON_COLOUR)
-    canvas.draw_labels([(boxes[human], lines) for (human, _), lines in captions.items()], boxes)
-    # For an integer factor, reduce() is much faster than resize().
-    overlay = canvas.overlay.reduce(supersampling)
-    return Image.alpha_composite(resized.convert("RGBA"), overlay).convert("RGB")
+        captions.setdefault((int(same[human]), target), []).append(line)
+    return captions

@@ -2,7 +2,16 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from evaluation.drawing.canvas import LabelLine, font_size, load_font, place_labels, tile_images
+from evaluation.drawing.canvas import (
+    MAX_LABEL_SHARE,
+    LabelLine,
+    face_boxes,
+    fit_labels,
+    load_font,
+    measure_labels,
+    place_labels,
+    tile_images,
+)
 
 LABEL = [LabelLine("sit on chair 0.50", True)]
 IMAGE_SIZE = (400, 300)
@@ -11,18 +20,24 @@ IMAGE_SIZE = (400, 300)
 @pytest.mark.parametrize(
     ("size", "labels", "least", "most"),
     [
-        ((512, 512), [], 18, 18),
         ((512, 512), [LABEL], 18, 18),
+        ((640, 480), [LABEL] * 15, 13, 18),
         ((6000, 4000), [LABEL] * 5, 200, 220),
-        # A long label has to fit into a narrow image, and many into any.
+        # A long label has to fit into a narrow image.
         ((240, 2400), [LABEL], 11, 20),
         ((2400, 240), [LABEL], 11, 18),
-        ((1000, 1000), [LABEL] * 30, 11, 30),
+        # Many labels are at least half as large as few ones.
+        ((1000, 1000), [LABEL] * 300, 16, 18),
         ((100, 100), [LABEL] * 30, 11, 11),
     ],
 )
-def test_letters_leave_room(size, labels, least, most):
-    assert least <= font_size(size, labels) <= most
+@pytest.mark.parametrize("supersampling", [1, 2])
+def test_letters_leave_room(size, labels, least, most, supersampling):
+    em, num_drawn = fit_labels(labels, size, supersampling)
+    assert least <= em / supersampling <= most
+    area = measure_labels(labels, em)[:num_drawn].prod(axis=1).sum() / supersampling**2
+    assert num_drawn == 1 or area <= MAX_LABEL_SHARE * size[0] * size[1]
+    assert num_drawn == len(labels) or (len(labels) >= 30 and num_drawn >= 1)
 
 
 def test_letters_without_matplotlib(monkeypatch):
@@ -32,32 +47,51 @@ def test_letters_without_matplotlib(monkeypatch):
     load_font.cache_clear()
 
 
+NO_BOXES = np.zeros((0, 4))
+
+
+def place(anchors, sizes, obstacles=NO_BOXES, cost=1.0):
+    anchors = [anchor.reshape(-1, 4) for anchor in anchors]
+    costs = np.full(len(obstacles), cost)
+    return place_labels(anchors, np.array(sizes), IMAGE_SIZE, obstacles, costs, gap=2)
+
+
 def test_one_label_sits_on_its_box():
     anchor = np.array([[100.0, 100, 180, 200]])
-    (place,) = place_labels(anchor, np.array([[60.0, 20]]), IMAGE_SIZE, anchor, 2)
-    assert place[1] + 20 == pytest.approx(100, abs=4)
-    assert 100 <= place[0] <= 120
+    (corner,) = place(anchor, [[60.0, 20]], anchor)
+    assert corner[1] + 20 == pytest.approx(100, abs=4)
+    assert 100 <= corner[0] <= 120
+
+
+def test_label_beside_the_second_box_if_the_first_has_no_room():
+    anchors = np.array([[[0.0, 0, 300, 300], [320, 100, 400, 200]]])
+    (corner,) = place(anchors, [[60.0, 20]], anchors[0])
+    assert corner[0] >= 300 and corner[1] + 20 == pytest.approx(100, abs=4)
+
+
+def test_label_beside_a_face():
+    person = np.array([[100.0, 0, 300, 300]])
+    (face,) = face_boxes(person)
+    (corner,) = place(person, [[60.0, 20]], face[None], cost=6.0)
+    end = corner + np.array([60, 20])
+    assert (np.minimum(end, face[2:]) <= np.maximum(corner, face[:2])).any()
 
 
 def test_label_wider_than_the_image():
     anchor = np.array([[10.0, 10, 20, 20]])
-    (place,) = place_labels(anchor, np.array([[900.0, 20]]), IMAGE_SIZE, anchor, 2)
-    assert place[0] == 0
+    (corner,) = place(anchor, [[900.0, 20]])
+    assert corner[0] == 0
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_crowds_do_not_overlap(seed):
+def test_crowds_do_not_overlap(seed, assert_apart):
     rng = np.random.default_rng(seed)
     # The first crowd has one box.
     corner = rng.uniform(0, 300, (10, 2)) * [1, 0.7] * min(seed, 1)
     anchors = np.hstack([corner, corner + rng.uniform(20, 90, (10, 2))])
     sizes = np.column_stack([rng.uniform(60, 120, 10), rng.choice([18.0, 36.0], 10)])
-    places = place_labels(anchors, sizes, IMAGE_SIZE, anchors, 2)
-    assert (places >= 0).all() and (places + sizes <= IMAGE_SIZE).all()
-    low = np.maximum(places[:, None], places)
-    high = np.minimum((places + sizes)[:, None], places + sizes)
-    overlaps = (high > low).all(axis=2)
-    assert overlaps.sum() == len(places)
+    places = place(anchors, sizes, anchors)
+    assert_apart(places, sizes, IMAGE_SIZE)
 
 
 def test_tiles_are_in_rows():
