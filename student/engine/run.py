@@ -7,15 +7,20 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
+from torchvision.transforms.v2 import functional as TF
 
 from evaluation.results import RESULTS_FILE, Results, read_results
+from pipeline.images import read_image
 from pipeline.utils.devices import configure_device, default_num_workers
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import is_up_to_date, sha256_of_file, write_json
 from pipeline.utils.logging import get_logger
+from student.data.dataset import TrainingDataset
 from student.data.few_shot import list_few_shot
 from student.data.text_embeddings import init_text_head
+from student.data.transforms import normalise
 from student.engine.checkpointing import (
     FEW_SHOT_FILE,
     RESUME_MODES,
@@ -27,6 +32,7 @@ from student.engine.evaluate import describe_student, evaluate_model
 from student.engine.metrics_log import METRICS
 from student.engine.run_inputs import RunConfig, RunInputs, build_inputs, query_overflow_message
 from student.engine.trainer import Trainer
+from student.models.backbone import measure_norm_statistics
 from student.models.detector import HOIDetector
 from student.utils.distributed import Execution, init_distributed
 from student.utils.preemption import StopSignalHandler
@@ -34,6 +40,9 @@ from student.weights.checkpoint_file import BEST, build_model, load_checkpoint
 from student.weights.pretrained import LOAD_REPORT, load_pretrained, pretrained_path
 
 logger = get_logger(__name__)
+
+# Number of images, and sides in pixels that they are resized to, for the norm statistics.
+MAX_NORM_IMAGES, NORM_IMAGE_SIDES = 16, (64, 256)
 
 
 def run_student(config: RunConfig) -> Results | None:
@@ -66,6 +75,8 @@ def run_student(config: RunConfig) -> Results | None:
         report = None
         if is_new and config.pretrained:
             report = load_pretrained(model, config.pretrained, vocabulary)
+        if is_new and (report is None or not report.has("backbone")):
+            _init_norm_statistics(model, inputs.images)
         record = config.execution_settings(context.world_size)
         claim = claim_run_folder(config.out, plan, record, config.overwrite, config.resume)
         start = context.broadcast(lambda: stack.enter_context(claim))
@@ -119,6 +130,20 @@ def _pretrained_digest(config: RunConfig) -> str | None:
     if digest is None:
         raise InputError(f"{file}: no such file")
     return digest
+
+
+def _init_norm_statistics(model: HOIDetector, images: TrainingDataset) -> None:
+    """Measures the norm statistics of a backbone with random weights on some training images."""
+    rows = np.random.default_rng(images.seed).permutation(len(images))[:MAX_NORM_IMAGES]
+    side = int(np.clip(images.image_sizes[rows].min(), *NORM_IMAGE_SIDES))
+    pixels = [
+        TF.pil_to_tensor(read_image(images.records[row].path).resize((side, side))) for row in rows
+    ]
+    measure_norm_statistics(model.backbone, normalise(torch.stack(pixels)))
+    logger.info(
+        f"the backbone has random weights and norm statistics measured on {len(rows)} training"
+        " images; --pretrained loads weights"
+    )
 
 
 def _write_few_shot(config: RunConfig, inputs: RunInputs) -> None:

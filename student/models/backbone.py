@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from copy import deepcopy
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -164,12 +166,45 @@ def build_backbone(name: str, multiscale: bool = True) -> nn.Module:
     return backbone
 
 
+@torch.no_grad()
+def measure_norm_statistics(backbone: nn.Module, pixels: Tensor) -> None:
+    """Sets means and variances of the frozen batch norms to those of some images.
+
+    A backbone with random weights needs this. With the initial means of 0 and variances of 1, its
+    features are nearly the same for every image, and the student learns nothing for a long time.
+
+    Args:
+        pixels: (B, 3, H, W) normalised, without padding, with sides of at least 64.
+    """
+    norms = {
+        name: module
+        for name, module in backbone.named_modules()
+        if isinstance(module, FrozenBatchNorm2d)
+    }
+    # A batch norm in train mode normalises by the statistics of the batch and, without momentum,
+    # stores them.
+    measured = {
+        name: nn.BatchNorm2d(len(norm.weight), norm.eps, momentum=None)
+        for name, norm in norms.items()
+    }
+    copy = deepcopy(backbone)
+    for name, batch_norm in measured.items():
+        copy.set_submodule(name, batch_norm)
+    copy(pixels)
+    for name, norm in norms.items():
+        norm.running_mean.copy_(measured[name].running_mean)
+        norm.running_var.copy_(measured[name].running_var)
+
+
 def folded_conv_bn(x: Tensor, convolution: nn.Module, norm: nn.Module) -> Tensor:
     """Convolution without bias and frozen batch norm in one pass over the (B, C, h, w) map.
 
     The norm's scale and shift are constants and multiply the small weights instead of the large
-    map. Gradients reach the convolution's own weights.
+    map. Gradients reach the convolution's own weights. Other norms (`measure_norm_statistics`) are
+    called.
     """
+    if isinstance(norm, nn.BatchNorm2d):
+        return norm(convolution(x))
     assert isinstance(norm, FrozenBatchNorm2d)
     assert isinstance(convolution, nn.Conv2d) and convolution.bias is None
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()

@@ -375,6 +375,10 @@ class LoadReport:
             lines.append(f"  randomly initialised: {_count_parts(self.missing, 1)}")
         return lines
 
+    def has(self, part: str) -> bool:
+        """Whether the file initialised parameters of this part of the detector."""
+        return any(name.startswith(f"{part}.") for names in self.used.values() for name in names)
+
     def to_dict(self) -> dict[str, Any]:
         """The content of the report file."""
         return {

@@ -137,6 +137,13 @@ def test_a_longer_run_continues_another(configure_run, tmp_path, messages):
     run_student(configure_run(tmp_path / "second", schedule="step", epochs=2, resume=source))
     assert "resuming at step 2 of 4" in "\n".join(messages)
     assert [line["step"] for line in read_lines(tmp_path / "second/metrics.jsonl")] == [4]
+    assert sum("norm statistics" in line for line in messages) == 1
+
+
+def test_a_backbone_with_random_weights_gets_measured_norm_statistics(run):
+    weights = load_checkpoint(run / "checkpoint.pt").weights
+    means = [value for name, value in weights.items() if name.endswith("running_mean")]
+    assert means and all(mean.abs().max() > 0 for mean in means)
 
 
 def test_pretrained_weights_are_needed_by_new_runs_only(configure_run, tmp_path, messages):
@@ -147,6 +154,7 @@ def test_pretrained_weights_are_needed_by_new_runs_only(configure_run, tmp_path,
     config = configure_run(tmp_path / "run", pretrained=file)
     results = run_student(config)
     assert "pretrained weights: body.safetensors" in "\n".join(messages)
+    assert not any("norm statistics" in line for line in messages)
     messages.clear()
     file.rename(moved)
     for again in (config, replace(config, pretrained=moved)):

@@ -1,12 +1,20 @@
+from pathlib import Path
+
 import pytest
 import torch
 import torchvision
+from torch.nn import functional
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.ops import FrozenBatchNorm2d
+from torchvision.transforms.v2 import functional as TF
 
+from pipeline.images import read_image
 from pipeline.toy.backbone import ToyBackbone
 from student.config import BACKBONES
-from student.models.backbone import build_backbone
+from student.data.transforms import normalise
+from student.models.backbone import build_backbone, measure_norm_statistics
+
+PHOTOGRAPHS = Path(__file__).parents[2] / "data/photos/images"
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -67,3 +75,42 @@ def test_folded_backbone_equals_the_librarys(name):
             torch.testing.assert_close(
                 parameter.grad, gradients[key], rtol=1e-2, atol=1e-3 * scale, msg=key
             )
+
+
+def test_measured_statistics_are_those_of_batch_norms():
+    """Features equal those of the library's network with batch norms in train mode."""
+    backbone, pixels = build_backbone("resnet18"), torch.randn(4, 3, 128, 128) + 1
+    library = torchvision.models.resnet18()
+    weights = {key.removeprefix("body."): x for key, x in backbone.state_dict().items()}
+    assert not library.load_state_dict(weights, strict=False).unexpected_keys
+    measure_norm_statistics(backbone, pixels)
+    with torch.no_grad():
+        expected = IntermediateLayerGetter(library.train(), {"layer2": "stride8"})(pixels)
+        found = backbone(pixels)
+    # Batch norms normalise by the biased variance and store the unbiased one.
+    torch.testing.assert_close(found["stride8"], expected["stride8"], rtol=0.01, atol=0.01)
+    assert all(isinstance(x, FrozenBatchNorm2d) for x in backbone.modules() if hasattr(x, "eps"))
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_random_backbones_with_measured_statistics_tell_images_apart(name, photographs):
+    backbone = build_backbone(name)
+
+    def similarity():
+        """Mean cosine between the features of different images."""
+        with torch.no_grad():
+            features = functional.normalize(list(backbone(photographs).values())[-1].flatten(1))
+        cosines = features @ features.T
+        return float(cosines[~torch.eye(len(cosines), dtype=torch.bool)].mean())
+
+    before = similarity()
+    measure_norm_statistics(backbone, photographs)
+    assert before > 0.7 and similarity() < 0.6
+
+
+@pytest.fixture(scope="module")
+def photographs():
+    """(8, 3, 96, 96) normalised photographs."""
+    files = sorted(PHOTOGRAPHS.glob("*.jpg"))[:8]
+    images = [TF.pil_to_tensor(read_image(file).resize((96, 96))) for file in files]
+    return normalise(torch.stack(images))
