@@ -1,6 +1,7 @@
 """Zero-shot splits: the unseen interactions, whose labels are removed from training.
 
-The published splits of HICO-DET (UC, RF-UC, NF-UC, UO, UA, UV) are part of its vocabulary file.
+The published splits of HICO-DET (UC, RF-UC, NF-UC, UO, UA, UV) are part of its vocabulary file,
+`pipeline/data/hico-det.json`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The HICO-DET protocol: average precision and precision-recall curves of interactions, and means.
 
-EoID section 4.1; Chao et al. 2018.
+EoID section 4.1; Chao et al. 2018. `evaluation.hico.matching` selects the detections that count in
+the known-object setting.
 """
 
 from __future__ import annotations

@@ -75,11 +75,11 @@ def run_student(config: RunConfig) -> Results | None:
         report = None
         if is_new and config.pretrained:
             report = load_pretrained(model, config.pretrained, vocabulary)
-        if is_new and (report is None or not report.has("backbone")):
-            _init_norm_statistics(model, inputs.images)
         record = config.execution_settings(context.world_size)
         claim = claim_run_folder(config.out, plan, record, config.overwrite, config.resume)
         start = context.broadcast(lambda: stack.enter_context(claim))
+        if start is None and (report is None or not report.has("backbone")):
+            _init_norm_statistics(model, inputs.images)
         workers = default_num_workers(config.workers, processes=context.local_world_size)
         trainer = Trainer(
             inputs,

@@ -1,7 +1,8 @@
 """The training losses of all decoder layers (EoID 3.4), and those of the proposal head.
 
 The losses are those of DETR and CDN for objects, boxes and pairs, a focal loss for verb labels, and
-the distillation loss for the teacher's verb probabilities. All layers are computed at once, and
+the distillation loss for the teacher's verb probabilities. `student.losses.matcher` decides which
+queries it is computed for (the interactive threshold). All layers are computed at once, and
 neither outputs nor targets are modified.
 """
 
