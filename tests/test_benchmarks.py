@@ -2,11 +2,13 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
-from benchmarks import cache_build, cache_read, evaluate, student_step
+from benchmarks import cache_build, cache_read, dataset_sheet, evaluate, student_step
 from benchmarks.timing import Timings, time_in_turns
 
 
@@ -67,3 +69,13 @@ def test_turns_change_sides_and_the_first_does_not_count():
 def test_ratios_compare_what_ran_side_by_side():
     turns = Timings({"a": [2.0, 20.0, 3.0], "b": [1.0, 10.0, 1.0]})
     assert turns.ratio("a", "b") == 2 and turns.medians() == {"a": 3, "b": 1}
+
+
+def test_a_sheet_of_a_dataset(tmp_path, monkeypatch):
+    out = tmp_path / "sheet.jpg"
+    photos = Path(__file__).parent / "data/photos"
+    monkeypatch.setattr(sys, "argv", ["benchmark", str(photos), "--out", str(out)])
+    dataset_sheet.main()
+    with Image.open(out) as sheet:
+        assert abs(sheet.width - dataset_sheet.WIDTH) < 8 and sheet.height > 2000
+    assert out.stat().st_size < 400_000

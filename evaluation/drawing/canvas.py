@@ -43,8 +43,9 @@ RIM = (*BLACK, 130)
 # many labels. In pixels, it is never smaller than the minimum.
 LONG_SIDE_SHARE, SHORT_SIDE_SHARE = 1 / 28, 1 / 14
 MIN_FONT_SIZE = 11
-# Fraction of the image that all labels may cover together.
-MAX_LABEL_SHARE = 0.2
+# Fraction of the image that all labels may cover together: the font shrinks until they do, and
+# labels are left out if the smallest font is not enough.
+LABEL_SHARE, MAX_LABEL_SHARE = 0.2, 0.3
 # In font sizes: height of a line, width of the stripe in the pair's colour, space beside the text.
 LINE_HEIGHT, STRIPE, PADDING = 1.42, 0.4, 0.35
 # In line widths: length of the dashes of boxes that belong to several pairs.
@@ -200,15 +201,16 @@ def fit_labels(
 ) -> tuple[int, int]:
     """Font size in pixels of the overlay, and how many of the labels are drawn.
 
-    The font shrinks until every label is narrower than the image, and, to half its size at most,
-    until all of them cover at most `MAX_LABEL_SHARE` of it. Labels that exceed this share then are
-    not drawn, the last ones first.
+    At most as many are drawn as there are colours, so that each has its own. The font shrinks until
+    every label is narrower than the image, and, to half its size at most, until they cover at most
+    `LABEL_SHARE` of it. The last labels, which then exceed `MAX_LABEL_SHARE`, are not drawn.
     """
+    labels = labels[: len(PAIR_COLOURS)]
     largest = em = font_size(size)
     while True:
         sizes = measure_labels(labels, em * supersampling) / supersampling
         covered = np.cumsum(sizes.prod(axis=1)) / (size[0] * size[1])
-        is_crowded = covered[-1] > MAX_LABEL_SHARE and em > largest / 2
+        is_crowded = covered[-1] > LABEL_SHARE and em > largest / 2
         if em == MIN_FONT_SIZE or not (is_crowded or (sizes > size).any()):
             num_drawn = max(1, int((covered <= MAX_LABEL_SHARE).sum()))
             return em * supersampling, num_drawn

@@ -41,7 +41,8 @@ LEGEND_ENTRIES = ("person", "object", "unseen in training")
 MARK_WIDTH, ENTRY_MARGIN, ROW_HEIGHT = 1.4, 0.8, 1.7
 # Drawn larger by this factor and downscaled, for smooth edges.
 SUPERSAMPLING = 2
-# In pixels, of a drawing: the long side at least, and the short side, with a margin if necessary.
+# In pixels: least long side of a drawing; and least short side, if necessary with a margin, but at
+# most a third of the long side.
 MIN_LONG_SIDE, MIN_SHORT_SIDE = 512, 192
 # Detected boxes of one class with this IoU are drawn as one box. Pairwise NMS leaves no verb twice
 # on a pair of such boxes.
@@ -92,8 +93,8 @@ def draw_interactions(
 ) -> Image.Image:
     """Draws an annotation, or detections with their scores, on its image.
 
-    Every pair has its own colour. If not all pairs have room, those with the lowest scores are left
-    out, and their number is written.
+    Every pair has its own colour. At most 15 pairs are drawn, fewer if they have no room; those
+    with the lowest scores are left out, and their number is written.
 
     Args:
         image: small images are enlarged first.
@@ -104,8 +105,7 @@ def draw_interactions(
         long_side: long side of the result in pixels; None for that of the image, at least 512.
 
     Returns:
-        A new RGB image. Images of less than 192 pixels' height or width, or too narrow for a label,
-        get a margin.
+        A new RGB image. Very narrow images get a margin, in which labels have room.
     """
     long_side = long_side or max(MIN_LONG_SIDE, *image.size)
     scale = long_side / max(image.size)
@@ -115,7 +115,7 @@ def draw_interactions(
     if not captions:
         return drawing
     largest = measure_labels(list(captions.values()), MIN_FONT_SIZE).max(axis=0) + MIN_FONT_SIZE
-    least = np.maximum(np.ceil(largest), min(MIN_SHORT_SIDE, long_side))
+    least = np.maximum(np.ceil(largest), min(MIN_SHORT_SIDE, long_side / 3))
     drawing, offset = _add_margin(drawing, least.astype(int).tolist())
     size = drawing.size
     supersampling = SUPERSAMPLING if max(size) <= MAX_SUPERSAMPLED else 1
@@ -125,9 +125,8 @@ def draw_interactions(
 
     labels: list[Label] = []
     colours: dict[int, list[Colour]] = {}
-    for number, pair in enumerate(pairs):
+    for pair, colour in zip(pairs, PAIR_COLOURS, strict=False):
         rows = [row for row in pair if row >= 0]
-        colour = PAIR_COLOURS[number % len(PAIR_COLOURS)]
         labels.append(Label(captions[pair], boxes[rows], colour))
         for row in rows:
             colours.setdefault(row, []).append(colour)
