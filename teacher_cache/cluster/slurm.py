@@ -29,10 +29,17 @@ cores=${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-$(nproc)}}
 export OMP_NUM_THREADS=$cores MKL_NUM_THREADS=$cores OPENBLAS_NUM_THREADS=$cores"""
 # A worker stops by itself, so that its job does not reach its time limit in a shard: 5 % of the
 # remaining time and at least two minutes before it, of a very short time a quarter. The stagger, a
-# random deviation, keeps workers from stopping all at once.
+# random deviation, keeps workers from stopping all at once. A busy SLURM controller may not answer
+# the first query.
 LIFETIME_CODE = """\
 now=$(date +%s)
-end=${SLURM_JOB_END_TIME:-$(date --date="$(squeue -h -j "$SLURM_JOB_ID" -o %e)" +%s)}
+end=$SLURM_JOB_END_TIME date=
+for pause in 0 5 25; do
+    [ -n "$end$date" ] && break
+    sleep "$pause"
+    date=$(squeue -h -j "$SLURM_JOB_ID" -o %e)
+done
+end=${end:-$(date --date="$date" +%s)}
 left=$((${end:-now} - now))
 lifetime=()
 if [ "$left" -gt 0 ]; then

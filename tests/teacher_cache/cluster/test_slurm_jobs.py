@@ -107,20 +107,25 @@ def test_a_queue_that_cannot_be_read_is_tried_again(site, start):
     assert queue(site) == ["1"]
 
 
+IN_AN_HOUR = "date --date=@$((now + 3600)) +%Y-%m-%dT%H:%M:%S"
+
+
 @pytest.mark.parametrize(
     ("end", "answer", "lifetime"),
     [
         ("$((now + 3600))", "", (3330, 90)),
         ("$((now + 14400))", "", (13320, 360)),
         ("$((now + 200))", "", (125, 25)),
-        ("", "$(date --date=@$((now + 3600)) +%Y-%m-%dT%H:%M:%S)", (3330, 90)),
+        ("", f"$({IN_AN_HOUR})", (3330, 90)),
+        ("", f"$(if [ -e asked ]; then {IN_AN_HOUR}; else touch asked; fi)", (3330, 90)),
         ("", "N/A", None),
         ("", "", None),
     ],
 )
 def test_a_worker_stops_before_its_job(site, tmp_path, monkeypatch, end, answer, lifetime):
     """The script is run with a program that prints its arguments as the worker."""
-    (site / "squeue").write_text(f"#!/bin/sh\nnow=$(date +%s)\necho {answer}\n")
+    (site / "squeue").write_text(f"#!/bin/sh\ncd {site}\nnow=$(date +%s)\necho {answer}\n")
+    (site / "sleep").symlink_to("/bin/true")
     monkeypatch.setattr(slurm.sys, "executable", "echo")
     prologue = ("now=$(date +%s)", f"export SLURM_JOB_END_TIME={end}")
     script = slurm.job_script(SlurmJobs(prologue=prologue), tmp_path)
