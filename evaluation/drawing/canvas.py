@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -50,8 +50,9 @@ LABEL_SHARE, MAX_LABEL_SHARE = 0.2, 0.3
 LINE_HEIGHT, STRIPE, PADDING = 1.42, 0.4, 0.35
 # In line widths: length of the dashes of boxes that belong to several pairs.
 DASH = 5
-# Images with a longer side are sharp enough without supersampling.
-MAX_SUPERSAMPLED = 1280
+# Drawn larger by this factor and downscaled, for smooth edges; images with a longer side than the
+# maximum are sharp enough without.
+SUPERSAMPLING, MAX_SUPERSAMPLED = 2, 1280
 # Costs of a label's position, relative to a distance of one label height. Labels overlap only if
 # there is no free position at all. A box or face costs this if the label covers all of it, or is
 # covered by it.
@@ -90,25 +91,30 @@ class Canvas:
 
     Args:
         size: width and height of the image, in pixels.
+
+    Attributes:
+        overlay: RGBA image.
         supersampling: factor by which the overlay is larger than the image. Everything that is
             drawn is in pixels of the overlay.
     """
 
-    def __init__(self, size: tuple[int, int], supersampling: int) -> None:
+    def __init__(self, size: tuple[int, int]) -> None:
+        self.supersampling = supersampling = choose_supersampling(size)
         self.overlay = Image.new(
             "RGBA", (size[0] * supersampling, size[1] * supersampling), (0, 0, 0, 0)
         )
         self._draw = ImageDraw.Draw(self.overlay)
-        self._supersampling = supersampling
         width = max(2, round(min(max(size) / 190, min(size) / 95)))
         self._line_width, self._rim = width * supersampling, max(1, width // 3) * supersampling
 
-    def draw_box(self, box: np.ndarray, colours: Sequence[Colour]) -> None:
+    def draw_box(self, box: np.ndarray, colours: Sequence[Colour], thin: bool = False) -> None:
         """Draws a box; in dashes of all colours if there are several."""
         # Rounded to pixels of the final image, for sharp lines; PIL's x2 and y2 are inclusive.
-        x1, y1, x2, y2 = (int(np.rint(v / self._supersampling)) * self._supersampling for v in box)
-        x2, y2 = max(x2, x1 + self._supersampling) - 1, max(y2, y1 + self._supersampling) - 1
+        x1, y1, x2, y2 = (int(np.rint(v / self.supersampling)) * self.supersampling for v in box)
+        x2, y2 = max(x2, x1 + self.supersampling) - 1, max(y2, y1 + self.supersampling) - 1
         width, rim = self._line_width, self._rim
+        if thin:
+            width = max(self.supersampling, width // 2)
         radius = min(2 * width, (x2 - x1) / 2, (y2 - y1) / 2)
         outer = (x1 - rim, y1 - rim, x2 + rim, y2 + rim)
         self._draw.rounded_rectangle(outer, radius + rim, outline=RIM, width=width + 2 * rim)
@@ -190,16 +196,79 @@ class Canvas:
             self._draw.line(points, fill=label.colour, width=width)
 
 
+def draw_labelled_pairs(
+    image: Image.Image,
+    labels: Sequence[Label],
+    boxes: np.ndarray,
+    people: np.ndarray,
+    em: int,
+    num_pairs: int | None = None,
+    regions: np.ndarray | None = None,
+) -> Image.Image:
+    """Draws boxes, links and labels of pairs.
+
+    Args:
+        image: RGB, in the size of the drawing. All boxes are in its pixels.
+        labels: with the boxes of their pairs.
+        boxes: (N, 4) xyxy of all people and objects, which labels should not cover.
+        people: (P, 4) xyxy of the people, whose faces labels should not cover.
+        em: font size in pixels.
+        num_pairs: number of all pairs. If there are fewer labels, a note says so.
+        regions: (N, 4) xyxy, a further box of each label, to draw with a thin line.
+
+    Returns:
+        A new RGB image.
+    """
+    canvas = Canvas(image.size)
+    scale = canvas.supersampling
+    labels = [replace(label, boxes=label.boxes * scale) for label in labels]
+    for region, label in zip(() if regions is None else regions, labels, strict=False):
+        canvas.draw_box(region * scale, [label.colour], thin=True)
+    colours: dict[tuple[float, ...], list[Colour]] = {}
+    for label in labels:
+        if len(label.boxes) == 2:
+            canvas.draw_link(label.boxes[0], label.boxes[1], label.colour)
+        for box in label.boxes.tolist():
+            colours.setdefault(tuple(box), []).append(label.colour)
+    # Small boxes on top of large ones.
+    for box in sorted(colours, key=lambda box: (box[0] - box[2]) * (box[3] - box[1])):
+        canvas.draw_box(np.array(box), colours[box])
+    targets = np.array([label.boxes[1] for label in labels if len(label.boxes) == 2])
+    if num_hidden := (num_pairs or len(labels)) - len(labels):
+        line = LabelLine(f"and {num_hidden} more pair{'s' * (num_hidden > 1)}")
+        labels.append(Label([line], np.tile(canvas.overlay.size, (1, 2)), WHITE))
+    obstacles = (
+        (boxes * scale, BOX_COST),
+        (np.unique(targets.reshape(-1, 4), axis=0), OBJECT_COST),
+        (face_boxes(people * scale), FACE_COST),
+    )
+    corners = place_labels(
+        [label.boxes for label in labels],
+        measure_labels([label.lines for label in labels], em * scale),
+        canvas.overlay.size,
+        np.vstack([rows for rows, _ in obstacles]),
+        np.concatenate([np.full(len(rows), cost) for rows, cost in obstacles]),
+        gap=em * scale / 4,
+    )
+    canvas.draw_labels(labels, corners, em * scale)
+    # For an integer factor, reduce() is much faster than resize().
+    overlay = canvas.overlay.reduce(scale)
+    return Image.alpha_composite(image.convert("RGBA"), overlay).convert("RGB")
+
+
+def choose_supersampling(size: tuple[int, int]) -> int:
+    """Factor by which the overlay of an image is larger."""
+    return SUPERSAMPLING if max(size) <= MAX_SUPERSAMPLED else 1
+
+
 def font_size(size: tuple[int, int]) -> int:
     """Font size for an image with few labels, in pixels."""
     share = min(LONG_SIDE_SHARE * max(size), SHORT_SIDE_SHARE * min(size))
     return max(MIN_FONT_SIZE, round(share))
 
 
-def fit_labels(
-    labels: Sequence[Sequence[LabelLine]], size: tuple[int, int], supersampling: int
-) -> tuple[int, int]:
-    """Font size in pixels of the overlay, and how many of the labels are drawn.
+def fit_labels(labels: Sequence[Sequence[LabelLine]], size: tuple[int, int]) -> tuple[int, int]:
+    """Font size in pixels, and how many of the labels are drawn.
 
     At most as many are drawn as there are colours, so that each has its own. The font shrinks until
     every label is narrower than the image, and, to half its size at most, until they cover at most
@@ -207,13 +276,14 @@ def fit_labels(
     """
     labels = labels[: len(PAIR_COLOURS)]
     largest = em = font_size(size)
+    supersampling = choose_supersampling(size)
     while True:
         sizes = measure_labels(labels, em * supersampling) / supersampling
         covered = np.cumsum(sizes.prod(axis=1)) / (size[0] * size[1])
         is_crowded = covered[-1] > LABEL_SHARE and em > largest / 2
         if em == MIN_FONT_SIZE or not (is_crowded or (sizes > size).any()):
             num_drawn = max(1, int((covered <= MAX_LABEL_SHARE).sum()))
-            return em * supersampling, num_drawn
+            return em, num_drawn
         em = max(MIN_FONT_SIZE, min(em - 1, int(0.93 * em)))
 
 
@@ -338,6 +408,16 @@ def _overlap_areas(labels: np.ndarray, others: np.ndarray) -> np.ndarray:
     low = np.maximum(labels[:, None, :2], others[:, :2])
     high = np.minimum(labels[:, None, 2:], others[:, 2:])
     return np.clip(high - low, 0, None).prod(axis=2)
+
+
+def add_margin(image: Image.Image, least: Sequence[int]) -> tuple[Image.Image, np.ndarray]:
+    """The image in the middle of one that has at least a given width and height, and the (4,)
+    offset of its boxes."""
+    size = (max(image.width, least[0]), max(image.height, least[1]))
+    left, top = (size[0] - image.width) // 2, (size[1] - image.height) // 2
+    framed = Image.new("RGB", size, MARGIN_COLOUR)
+    framed.paste(image, (left, top))
+    return framed, np.array([left, top, left, top])
 
 
 def tile_images(

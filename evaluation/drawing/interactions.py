@@ -2,45 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from evaluation.drawing.canvas import (
     BLACK,
-    BOX_COST,
-    FACE_COST,
     LABEL_COLOUR,
-    MARGIN_COLOUR,
-    MAX_SUPERSAMPLED,
     MIN_FONT_SIZE,
-    OBJECT_COST,
     PAIR_COLOURS,
+    SUPERSAMPLING,
     UNSEEN_COLOUR,
     WHITE,
-    Canvas,
-    Colour,
     Label,
     LabelLine,
-    face_boxes,
+    add_margin,
+    draw_labelled_pairs,
     fit_labels,
     font_size,
     load_font,
     measure_labels,
-    place_labels,
     star_polygon,
     tile_images,
 )
-from pipeline.boxes import box_area, box_iou
+from pipeline.boxes import box_iou
 from pipeline.types import Annotation, Detections
 from pipeline.vocabulary import Vocabulary
 
 LEGEND_ENTRIES = ("person", "object", "unseen in training")
 # In font sizes: width of a mark and its gap, margin after an entry, height of a row.
 MARK_WIDTH, ENTRY_MARGIN, ROW_HEIGHT = 1.4, 0.8, 1.7
-# Drawn larger by this factor and downscaled, for smooth edges.
-SUPERSAMPLING = 2
 # In pixels: least long side of a drawing; and least short side, if necessary with a margin, but at
 # most a third of the long side.
 MIN_LONG_SIDE, MIN_SHORT_SIDE = 512, 192
@@ -116,56 +108,17 @@ def draw_interactions(
         return drawing
     largest = measure_labels(list(captions.values()), MIN_FONT_SIZE).max(axis=0) + MIN_FONT_SIZE
     least = np.maximum(np.ceil(largest), min(MIN_SHORT_SIDE, long_side / 3))
-    drawing, offset = _add_margin(drawing, least.astype(int).tolist())
+    drawing, offset = add_margin(drawing, least.astype(int).tolist())
     size = drawing.size
-    supersampling = SUPERSAMPLING if max(size) <= MAX_SUPERSAMPLED else 1
-    boxes = (content.boxes.astype(np.float64) * scale + offset) * supersampling
-    em, num_drawn = fit_labels(list(captions.values()), size, supersampling)
-    pairs = list(captions)[:num_drawn]
-
-    labels: list[Label] = []
-    colours: dict[int, list[Colour]] = {}
-    for pair, colour in zip(pairs, PAIR_COLOURS, strict=False):
-        rows = [row for row in pair if row >= 0]
-        labels.append(Label(captions[pair], boxes[rows], colour))
-        for row in rows:
-            colours.setdefault(row, []).append(colour)
-    canvas = Canvas(size, supersampling)
-    for label in labels:
-        if len(label.boxes) == 2:
-            canvas.draw_link(label.boxes[0], label.boxes[1], label.colour)
-    # Small boxes on top of large ones.
-    for row in sorted(colours, key=lambda row: -box_area(boxes[[row]])[0]):
-        canvas.draw_box(boxes[row], colours[row])
-
-    if num_hidden := len(captions) - num_drawn:
-        line = LabelLine(f"and {num_hidden} more pair{'s' * (num_hidden > 1)}")
-        labels.append(Label([line], np.tile(canvas.overlay.size, (1, 2)), WHITE))
-    targets = sorted({target for _, target in pairs if target >= 0})
-    faces = face_boxes(boxes[content.labels == vocabulary.person])
-    obstacles = ((boxes, BOX_COST), (boxes[targets], OBJECT_COST), (faces, FACE_COST))
-    corners = place_labels(
-        [label.boxes for label in labels],
-        measure_labels([label.lines for label in labels], em),
-        canvas.overlay.size,
-        np.vstack([rows for rows, _ in obstacles]),
-        np.concatenate([np.full(len(rows), cost) for rows, cost in obstacles]),
-        gap=em / 4,
+    boxes = content.boxes.astype(np.float64) * scale + offset
+    em, num_drawn = fit_labels(list(captions.values()), size)
+    labels = [
+        Label(captions[pair], boxes[[row for row in pair if row >= 0]], colour)
+        for pair, colour in zip(list(captions)[:num_drawn], PAIR_COLOURS, strict=False)
+    ]
+    return draw_labelled_pairs(
+        drawing, labels, boxes, boxes[content.labels == vocabulary.person], em, len(captions)
     )
-    canvas.draw_labels(labels, corners, em)
-    # For an integer factor, reduce() is much faster than resize().
-    overlay = canvas.overlay.reduce(supersampling)
-    return Image.alpha_composite(drawing.convert("RGBA"), overlay).convert("RGB")
-
-
-def _add_margin(image: Image.Image, least: Sequence[int]) -> tuple[Image.Image, np.ndarray]:
-    """The image in the middle of one that has at least a given width and height, and the (4,)
-    offset of its boxes."""
-    size = (max(image.width, least[0]), max(image.height, least[1]))
-    left, top = (size[0] - image.width) // 2, (size[1] - image.height) // 2
-    framed = Image.new("RGB", size, MARGIN_COLOUR)
-    framed.paste(image, (left, top))
-    return framed, np.array([left, top, left, top])
 
 
 def _caption_pairs(

@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from evaluation.drawing.canvas import (
+    MIN_FONT_SIZE,
+    PAIR_COLOURS,
+    Colour,
+    Label,
+    LabelLine,
+    add_margin,
+    draw_labelled_pairs,
+    font_size,
+)
 from evaluation.report.charts.figure import require_packages
+from pipeline.boxes import clip_boxes
 from pipeline.datasets.dataset import open_dataset
 from pipeline.datasets.size_check import check_image_sizes
 from pipeline.images import read_image
@@ -25,17 +36,17 @@ from teacher_cache.reader.cache import TeacherCache, open_cache
 from teacher_cache.reader.format import ANNOTATED, TeacherOutputs
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 logger = get_logger(__name__)
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-# The palette of Okabe and Ito: people, objects, and the pairs in turn.
-PERSON_COLOUR, OBJECT_COLOUR = "#56b4e9", "#e69f00"
-PAIR_COLOURS = ("#009e73", "#d55e00", "#cc79a7", "#0072b2", "#f0e442", "#5a5a5a")
+# Frame and background of bars, as some of the pairs' colours are light.
+FRAME_COLOUR, TRACK_COLOUR = "#5a5a5a", "#d0d4da"
 # Bounds of the drawn image's long side in pixels, and pixels per inch.
 MIN_LONG_SIDE, MAX_LONG_SIDE, DPI = 900, 1600, 100
+# Narrower images get a margin, in which numbers have room.
+MIN_SHORT_SIDE = 64
 # Of the list, in inches: height of a line, width of a letter and of a bar, space beside a bar.
 LINE_HEIGHT, LETTER_WIDTH, BAR_WIDTH, BAR_SPACE = 0.26, 0.095, 1.2, 0.8
 
@@ -48,7 +59,6 @@ class PairView:
         human_box, object_box, region: (4,) xyxy boxes in pixels of the image; the region is what
             the teacher's image encoder was given.
         title: object, source and labels or scores, as text.
-        annotated: whether the pair is annotated; otherwise it was proposed by a detector.
         actions: name, probability, and whether it is an annotated label; most probable first.
     """
 
@@ -56,7 +66,6 @@ class PairView:
     object_box: np.ndarray
     region: np.ndarray
     title: str
-    annotated: bool
     actions: tuple[tuple[str, float, bool], ...]
 
 
@@ -164,7 +173,6 @@ def make_pair_view(
         object_box=pairs.object_boxes[row],
         region=outputs.region_boxes[outputs.region_indices[row]],
         title=title,
-        annotated=annotated,
         actions=tuple(
             (_join_names([vocabulary.verbs[verb]]), float(probabilities[verb]), bool(labels[verb]))
             for verb in best.tolist()
@@ -189,77 +197,65 @@ def draw_pairs(image: Image.Image, title: str, pairs: Sequence[PairView]) -> Fig
 
     scale = min(max(*image.size, MIN_LONG_SIDE), MAX_LONG_SIDE) / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    width, height = size[0] / DPI, size[1] / DPI
+    resized = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    drawn, offset = add_margin(resized, (MIN_SHORT_SIDE, MIN_SHORT_SIDE))
+    drawn = _draw_boxes(drawn, pairs, scale, offset)
+    width, height = drawn.width / DPI, drawn.height / DPI
     texts = [title, *(f"  {pair.title}" for pair in pairs)]
     names = [name for pair in pairs for name, _, _ in pair.actions]
-    name_width = LETTER_WIDTH * (3 + max(map(len, names), default=0))
-    list_width = max(LETTER_WIDTH * (3 + max(map(len, texts))), name_width + BAR_WIDTH + BAR_SPACE)
+    name_width = LETTER_WIDTH * (4 + max(map(len, names), default=0))
+    list_width = max(LETTER_WIDTH * (4 + max(map(len, texts))), name_width + BAR_WIDTH + BAR_SPACE)
     list_height = LINE_HEIGHT * (2 + sum(1.4 + len(pair.actions) for pair in pairs))
     whole = (width + list_width, max(height, list_height))
     figure = Figure(whole, dpi=DPI)
     axis = figure.add_axes((0, 1 - height / whole[1], width / whole[0], height / whole[1]))
-    axis.imshow(image.convert("RGB").resize(size, Image.Resampling.LANCZOS), aspect="auto")
+    axis.imshow(drawn, aspect="auto")
     axis.set_axis_off()
-    _draw_boxes(axis, pairs, scale, size)
     axis = figure.add_axes((width / whole[0], 0, list_width / whole[0], 1))
     axis.set(xlim=(0, list_width), ylim=(whole[1], 0))
     axis.set_axis_off()
     axis.text(LETTER_WIDTH, LINE_HEIGHT, title, va="center")
     y = 2 * LINE_HEIGHT
     for number, pair in enumerate(pairs, 1):
-        _draw_number(axis, 1.6 * LETTER_WIDTH, y, number, pair.annotated)
-        axis.text(3 * LETTER_WIDTH, y, pair.title, va="center")
+        colour = "#{:02x}{:02x}{:02x}".format(*_pair_colour(number))
+        style = {"boxstyle": "square", "fc": colour, "ec": FRAME_COLOUR}
+        axis.text(2 * LETTER_WIDTH, y, str(number), ha="center", va="center", bbox=style)
+        axis.text(4 * LETTER_WIDTH, y, pair.title, va="center")
         for name, probability, is_label in pair.actions:
             y += LINE_HEIGHT
-            axis.text(3 * LETTER_WIDTH, y, name, va="center")
-            for share, colour in ((1.0, "#e2e5e9"), (probability, _pair_colour(number))):
-                axis.barh(y, share * BAR_WIDTH, 0.6 * LINE_HEIGHT, name_width, color=colour)
+            axis.text(4 * LETTER_WIDTH, y, name, va="center")
+            for share, fill in ((1.0, TRACK_COLOUR), (probability, colour)):
+                lengths = (y, share * BAR_WIDTH, 0.6 * LINE_HEIGHT, name_width)
+                axis.barh(*lengths, facecolor=fill, edgecolor=FRAME_COLOUR, linewidth=0.8)
             text = f"{probability:.2f}" + (" ✓" if is_label else "")
             axis.text(name_width + BAR_WIDTH + LETTER_WIDTH, y, text, va="center")
         y += 1.4 * LINE_HEIGHT
     return figure
 
 
-def _draw_boxes(axis: Axes, pairs: Sequence[PairView], scale: float, size: tuple[int, int]) -> None:
-    """Draws boxes of people and objects, links between them, and numbered regions.
+def _draw_boxes(
+    image: Image.Image, pairs: Sequence[PairView], scale: float, offset: np.ndarray
+) -> Image.Image:
+    """Draws boxes, links, regions and numbers of pairs.
 
     Args:
-        axis: shows the image.
-        pairs: the pairs; outlines of annotated pairs' regions are solid, others dashed.
-        scale: pixels of the drawing per pixel of the boxes.
-        size: width and height of the drawing.
+        image: of the drawing.
+        pairs: the pairs.
+        scale, offset: pixels of the drawing per pixel of the boxes, and what is added then.
     """
-    from matplotlib.patches import Rectangle
-
-    def to_drawing(box: np.ndarray) -> np.ndarray:
-        corners = np.nan_to_num(np.asarray(box, np.float64), posinf=1e9, neginf=-1e9) * scale
-        return np.clip(corners, 0, [*size, *size])
-
-    def outline(box: np.ndarray, colour: str, style: str = "-") -> None:
-        x1, y1, x2, y2 = box
-        axis.add_patch(
-            Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=colour, lw=2.5, ls=style)
-        )
-
-    numbered: list[np.ndarray] = []
-    for number, pair in enumerate(pairs, 1):
-        human, target, region = map(to_drawing, (pair.human_box, pair.object_box, pair.region))
-        outline(target, OBJECT_COLOUR)
-        outline(human, PERSON_COLOUR)
-        outline(region, _pair_colour(number), "-" if pair.annotated else "--")
-        centres = np.array([(box[:2] + box[2:]) / 2 for box in (human, target)])
-        axis.plot(*centres.T, color="white", lw=2, marker="o")
-        # Numbers of regions with about the same corner stand side by side.
-        shift = 24 * sum(np.abs(region[:2] - corner).max() < 24 for corner in numbered)
-        numbered.append(region[:2])
-        _draw_number(axis, region[0] + shift, region[1], number, pair.annotated)
+    if not pairs:
+        return image
+    boxes = np.array([[pair.human_box, pair.object_box, pair.region] for pair in pairs], np.float64)
+    boxes = np.nan_to_num(boxes, posinf=1e9, neginf=-1e9) * scale + offset
+    humans, targets, regions = (clip_boxes(boxes[:, role], image.size) for role in range(3))
+    labels = [
+        Label([LabelLine(str(number))], np.stack([human, target]), _pair_colour(number))
+        for number, (human, target) in enumerate(zip(humans, targets, strict=True), 1)
+    ]
+    obstacles = np.vstack([humans, targets])
+    em = max(MIN_FONT_SIZE, round(0.6 * font_size(image.size)))
+    return draw_labelled_pairs(image, labels, obstacles, humans, em, regions=regions)
 
 
-def _draw_number(axis: Axes, x: float, y: float, number: int, annotated: bool) -> None:
-    """Draws a pair's number, in a square for annotated pairs and in a disc for proposed ones."""
-    style = {"boxstyle": "square" if annotated else "circle", "fc": _pair_colour(number), "ec": "w"}
-    axis.text(x, y, str(number), ha="center", va="center", fontsize=9, bbox=style)
-
-
-def _pair_colour(number: int) -> str:
+def _pair_colour(number: int) -> Colour:
     return PAIR_COLOURS[(number - 1) % len(PAIR_COLOURS)]
