@@ -112,9 +112,13 @@ def draw_interactions(
     size = drawing.size
     boxes = content.boxes.astype(np.float64) * scale + offset
     em, num_drawn = fit_labels(list(captions.values()), size)
+    rows_by_pair = {pair: [row for row in pair if row >= 0] for pair in list(captions)[:num_drawn]}
+    # From left to right, so that pairs mostly have the same colours in the ground truth and in the
+    # detections of all models.
+    pairs = sorted(rows_by_pair, key=lambda pair: boxes[rows_by_pair[pair], ::2].sum(1).tolist())
     labels = [
-        Label(captions[pair], boxes[[row for row in pair if row >= 0]], colour)
-        for pair, colour in zip(list(captions)[:num_drawn], PAIR_COLOURS, strict=False)
+        Label(captions[pair], boxes[rows_by_pair[pair]], colour)
+        for pair, colour in zip(pairs, PAIR_COLOURS, strict=False)
     ]
     return draw_labelled_pairs(
         drawing, labels, boxes, boxes[content.labels == vocabulary.person], em, len(captions)

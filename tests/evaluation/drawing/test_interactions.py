@@ -140,7 +140,7 @@ def test_the_lowest_scores_are_left_out(toy, drawn_labels, assert_apart, size, n
     draw_interactions(grey_image(*size), crowd(toy, size, 200), toy)
     *labels, note = drawn_labels.pop("labels")
     assert len(labels) == number
-    assert [label.lines[0].text[-4:] for label in labels[:2]] == ["0.95", "0.95"]
+    assert min(float(label.lines[0].text[-4:]) for label in labels) > 0.88
     assert note.lines[0].text == f"and {200 - number} more pairs"
     assert_apart(**drawn_labels)
 
