@@ -297,7 +297,8 @@ class TrainConfig(CheckedSettings):
     augmentation: str = setting(
         "published",
         "Training augmentation: DETR's (flip, colour jitter, resize to a short side of 480 to 800,"
-        " crop), or flip and colour jitter without resizing. Evaluation resizes accordingly.",
+        " crop), or flip and colour jitter, with only sides above 1333 shrunk. Evaluation resizes"
+        " accordingly.",
         choices=PRESETS,
     )
     precision: str = setting(

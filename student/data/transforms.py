@@ -37,6 +37,7 @@ class Augmentation:
     Args:
         transform: keeps the images' sizes; draws from torch's generator.
         geometric: afterwards resize or crop at random as DETR does, see `sample_geometric_params`.
+            Otherwise only images are shrunk that are too large, as in evaluation.
     """
 
     def __init__(self, transform: v2.Transform, geometric: bool) -> None:
@@ -44,17 +45,20 @@ class Augmentation:
 
     def __call__(self, values: TensorsByName, rand: np.ndarray) -> TensorsByName:
         """Transforms the image "image" and boxes under any other names, all `tv_tensors`."""
+        if not self.geometric:
+            # A camera's pixels do not fit into memory; those of the shrunk image are jittered.
+            return self.transform(ShrinkToMaxSize(MAX_SIZE)(values))
         # Colour jitter comes first, because resizing enlarges most images.
         values = self.transform(values)
-        if not self.geometric:
-            return values
         params = sample_geometric_params(np.array([TF.get_size(values["image"])]), rand[None])
         values = {name: params.apply(0, value) for name, value in values.items()}
         return v2.ClampBoundingBoxes()(values)
 
     def sizes(self, sizes: np.ndarray, rand: np.ndarray) -> np.ndarray:
         """(N, 2) heights and widths of the results for (N, 2) sizes and (N, `NUM_RAND`) numbers."""
-        return sample_geometric_params(sizes, rand).sizes if self.geometric else sizes
+        if self.geometric:
+            return sample_geometric_params(sizes, rand).sizes
+        return shrink_to_max_size(sizes, MAX_SIZE)
 
 
 def build_augmentation(name: str) -> Augmentation:
@@ -85,11 +89,17 @@ class ShrinkToMaxSize(v2.Transform):
 
     def transform(self, inpt, params):
         """Resizes one image or one tensor of boxes; called by `v2.Transform`."""
-        size = TF.get_size(inpt)
-        if max(size) <= self.max_size:
+        size = np.array([TF.get_size(inpt)])
+        shrunk = shrink_to_max_size(size, self.max_size)
+        if np.array_equal(shrunk, size):
             return inpt
-        shrunk = [max(1, side * self.max_size // max(size)) for side in size]
-        return TF.resize(inpt, shrunk, antialias=True)
+        return TF.resize(inpt, shrunk[0].tolist(), antialias=True)
+
+
+def shrink_to_max_size(sizes: np.ndarray, max_size: int) -> np.ndarray:
+    """(N, 2) sizes after the longer sides are shrunk to `max_size`, with the same aspect ratio."""
+    long = sizes.max(1, keepdims=True)
+    return np.where(long > max_size, np.maximum(sizes * max_size // long, 1), sizes)
 
 
 @dataclass(frozen=True, eq=False)

@@ -41,6 +41,19 @@ def test_toy_augmentation_keeps_the_size_and_flips_half_of_the_images():
     ]
 
 
+@pytest.mark.parametrize("size", [(1400, 1000), (30, 4000), (1333, 20)])
+def test_toy_augmentation_shrinks_photographs_as_the_evaluation_does(size):
+    height, width = size
+    corner = torch.tensor([[0.0, 0.0, width, height]])
+    boxes = tv_tensors.BoundingBoxes(corner, format="XYXY", canvas_size=size)
+    augmentation, numbers = build_augmentation("toy"), random_numbers(0)
+    out = augmentation({"image": image(*size), "boxes": boxes}, numbers)
+    new = list(out["image"].shape[-2:])
+    assert new == list(build_evaluation_resize("toy")(image(*size)).shape[-2:])
+    assert augmentation.sizes(np.array([size]), numbers[None]).tolist() == [new]
+    assert out["boxes"].tolist() == [pytest.approx([0, 0, new[1], new[0]])]
+
+
 @pytest.mark.parametrize(
     ("name", "size", "expected"),
     [
