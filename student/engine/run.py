@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -136,6 +137,8 @@ def _init_norm_statistics(model: HOIDetector, images: TrainingDataset) -> None:
     """Measures the norm statistics of a backbone with random weights on some training images."""
     rows = np.random.default_rng(images.seed).permutation(len(images))[:MAX_NORM_IMAGES]
     side = int(np.clip(images.image_sizes[rows].min(), *NORM_IMAGE_SIDES))
+    # Rounded up, as images are padded in training.
+    side += -side % cast(int, model.backbone.size_divisible)
     pixels = [
         TF.pil_to_tensor(read_image(images.records[row].path).resize((side, side))) for row in rows
     ]
