@@ -34,7 +34,7 @@ EDGE_TOLERANCE = 0.01
 # Issues that are counted and reported, in this order.
 OUTSIDE_IMAGE = "boxes over the image's edge (clipped)"
 EMPTY_BOX = "boxes without area (dropped)"
-UNANNOTATED_IMAGE = "detections of images that are not annotated (left out)"
+UNANNOTATED_IMAGE = "detections of images outside the annotated part (left out)"
 UNKNOWN_OBJECT = "detections of COCO objects that the vocabulary does not have (left out)"
 
 # Values of `image_index_by_key` for keys that do not mean one annotated image.

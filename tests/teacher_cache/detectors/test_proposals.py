@@ -101,7 +101,7 @@ def test_other_images_and_coco_objects_are_left_out(read):
     assert len(found.rows) == 1
     line = found.summary("f")
     assert "1 detections of COCO objects that the vocabulary does not" in line
-    assert "1 detections of images that are not annotated (left out)" in line
+    assert "1 detections of images outside the annotated part (left out)" in line
     with pytest.raises(InputError, match=r"entry 0\.category_id: expected"):
         read([entry(category_id=12)], subset)
 
