@@ -135,7 +135,7 @@ def _missing_parameters(context: click.Context, words: Sequence[str]) -> list[st
     start = len(context.command_path.split()) - len(context.find_root().command_path.split())
     given, _, _ = context.command.make_parser(context).parse_args([*words[start:]])
     return [
-        parameter.make_metavar(context)
+        parameter.metavar or parameter.human_readable_name
         if isinstance(parameter, click.Argument)
         else max(parameter.opts, key=len)
         for parameter in context.command.params

@@ -117,7 +117,7 @@ IN_AN_HOUR = "date --date=@$((now + 3600)) +%Y-%m-%dT%H:%M:%S"
         ("$((now + 14400))", "", (13320, 360)),
         ("$((now + 200))", "", (125, 25)),
         ("", f"$({IN_AN_HOUR})", (3330, 90)),
-        ("", f"$(if [ -e asked ]; then {IN_AN_HOUR}; else touch asked; fi)", (3330, 90)),
+        ("", f"$(if [ -e asked ]; then {IN_AN_HOUR}; else touch asked; echo NONE; fi)", (3330, 90)),
         ("", "N/A", None),
         ("", "", None),
     ],
