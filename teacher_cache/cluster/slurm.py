@@ -29,24 +29,24 @@ cores=${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-$(nproc)}}
 export OMP_NUM_THREADS=$cores MKL_NUM_THREADS=$cores OPENBLAS_NUM_THREADS=$cores"""
 # A worker stops by itself, so that its job does not reach its time limit in a shard: 5 % of the
 # remaining time and at least two minutes before it, of a very short time a quarter. The stagger, a
-# random deviation, keeps workers from stopping all at once. Just after a job's start, SLURM may
-# not know its end.
+# random deviation, keeps workers from stopping all at once. A busy SLURM controller may not answer
+# the first query; the end of a job without a limit is NONE.
 LIFETIME_CODE = """\
-end=$SLURM_JOB_END_TIME
-for pause in 0 1 5 10; do
-    [ -n "$end" ] && break
+end=$SLURM_JOB_END_TIME date=
+for pause in 0 5 25; do
+    [ -n "$end$date" ] && break
     sleep "$pause"
     date=$(squeue -h -j "$SLURM_JOB_ID" -o %e)
-    [ -n "$date" ] && end=$(date --date="$date" +%s 2>/dev/null)
 done
 now=$(date +%s)
+end=${end:-$(date --date="${date/NONE/}" +%s)}
 left=$((${end:-now} - now))
 lifetime=()
 if [ "$left" -gt 0 ]; then
     spare=$((left / 20 > 120 ? left / 20 : 120))
     spare=$((spare < left / 4 ? spare : left / 4))
     lifetime=(--lifetime "$((left - spare * 3 / 2))s" --lifetime-stagger "$((spare / 2))s")
-else
+elif [ "$date" != NONE ]; then
     echo "the job's time limit is not known: a job that is killed repeats its shard" >&2
 fi"""
 
