@@ -36,8 +36,8 @@ MARK_WIDTH, ENTRY_MARGIN, ROW_HEIGHT = 1.4, 0.8, 1.7
 # In pixels: least long side of a drawing; and least short side, if necessary with a margin, but at
 # most a third of the long side.
 MIN_LONG_SIDE, MIN_SHORT_SIDE = 512, 192
-# Detected boxes of one class with this IoU are drawn as one box. Pairwise NMS leaves no verb twice
-# on a pair of such boxes.
+# Detected people with this IoU are drawn as one, and so are objects, whatever their classes.
+# Pairwise NMS leaves no verb and class twice on a pair of such boxes.
 SAME_BOX_IOU = 0.85
 
 
@@ -138,7 +138,8 @@ def _caption_pairs(
         order = np.argsort(-content.scores, kind="stable")
         used = list(dict.fromkeys(content.hois[order, :2][content.hois[order, :2] >= 0].tolist()))
         is_same = box_iou(content.boxes, content.boxes) >= SAME_BOX_IOU
-        is_same &= content.labels[:, None] == content.labels
+        is_person = content.labels == vocabulary.person
+        is_same &= is_person[:, None] == is_person
         for place, row in enumerate(used):
             same[row] = next((first for first in used[:place] if is_same[row, first]), row)
     captions: dict[tuple[int, int], list[LabelLine]] = {}

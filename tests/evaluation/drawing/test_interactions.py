@@ -159,19 +159,21 @@ def test_lines_and_letters_grow_with_the_image(toy, drawn_labels):
 
 
 def test_nearly_equal_boxes_are_one_person(toy, drawn_labels):
+    """So are those of objects, whatever their classes."""
     boxes = np.array([[10, 10, 60, 90], [10, 11, 60, 90], [50, 50, 80, 80], [90, 10, 110, 30]])
+    boxes = np.vstack([boxes, [50, 51, 80, 80]])
     verbs = np.flatnonzero(toy.interaction_ids[:, toy.objects.index("ball")] >= 0)
     ball = toy.objects.index("ball")
     found = Detections(
         image_id="a.jpg",
         boxes=boxes.astype(np.float32),
-        labels=np.array([toy.person, toy.person, ball, ball]),
-        hois=np.array([[0, 2, verbs[0]], [1, 2, verbs[1]], [1, 3, verbs[0]]]),
-        scores=np.array([0.5, 0.9, 0.7], np.float32),
+        labels=np.array([toy.person, toy.person, ball, ball, toy.objects.index("box")]),
+        hois=np.array([[0, 2, verbs[0]], [1, 2, verbs[1]], [1, 3, verbs[0]], [0, 4, verbs[1]]]),
+        scores=np.array([0.5, 0.9, 0.7, 0.4], np.float32),
     )
     draw_interactions(grey_image(), found, toy)
     first, second = drawn_labels["labels"]
-    assert [line.text[-4:] for line in first.lines] == ["0.90", "0.50"]
+    assert [line.text[-4:] for line in first.lines] == ["0.90", "0.50", "0.40"]
     np.testing.assert_array_equal(first.boxes[0], second.boxes[0])
 
 
