@@ -497,8 +497,9 @@ def test_the_commands_of_the_tutorial_run(photos, tmp_path):
     """With small networks with random weights instead of published ones."""
     root = PHOTOS.parents[2]
     text = (root / "docs/tutorials/own-data.md").read_text()
-    blocks = re.findall(r"^```\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    script = "\n".join(block for block in blocks if "eoid-data convert" not in block)
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    codes = [code for language, code in blocks if language == ""]
+    script = "\n".join(code for code in codes if "eoid-data convert" not in code)
     small = (
         ("--clip-model RN50x16 --clip-weights openai", f"--clip-model {photos / 'teacher'}"),
         ("--pretrained detr-r50-e632da11.pth --epochs 200", " ".join(SMALL_PUBLISHED)),
@@ -508,8 +509,8 @@ def test_the_commands_of_the_tutorial_run(photos, tmp_path):
     for published, changed in small:
         assert published in script
         script = script.replace(published, changed)
-    (unseen,) = re.findall(r"^```toml\n# unseen.toml\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    (tmp_path / "unseen.toml").write_text(unseen)
+    (split,) = [code for language, code in blocks if language == "toml"]
+    (tmp_path / "unseen.toml").write_text(split)
     (tmp_path / "tests").symlink_to(root / "tests")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     done = subprocess.run(
