@@ -113,9 +113,9 @@ def _build_class_section(comparison: Comparison, rows: Sequence[ClassRow]) -> Se
     note = f"{content}: {first.title}. The table below has the numbers of all entries."
     if rows[0].num_training is not None:
         note += " It also has the numbers of labelled instances"
-        note += "; students were not trained with those of unseen interactions." * bool(
-            comparison.unseen
-        )
+        if comparison.unseen:
+            note += "; students were not trained with those of unseen interactions"
+        note += "."
     return Section("classes", "Interaction by interaction", note, [class_bars(rows, first)])
 
 

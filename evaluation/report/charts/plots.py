@@ -147,7 +147,7 @@ def ap_by_frequency(rows: Sequence[ClassRow], entries: Sequence[ComparisonEntry]
         else:
             # Linear up to 1, as a logarithmic axis cannot show interactions without instances.
             axis.set_xscale("symlog", linthresh=1, linscale=0.3)
-            axis.set_xlim(-0.3, 1.6 * max(counts) + 0.1)
+            axis.set_xlim(-0.3, 1.6 * max(*counts, 1))
         axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.set(ylim=(-4, 104), xlabel="training instances", ylabel="AP", title=entry.title)
 

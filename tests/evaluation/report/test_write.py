@@ -169,6 +169,13 @@ def test_a_single_result_without_other_files(bare, tmp_path):
     assert "<b>a &" not in text and "&lt;b&gt;a &amp; b&lt;/b&gt;" in text
 
 
+def test_notes_of_a_result_without_unseen_interactions_are_sentences(change, tmp_path):
+    text = write(tmp_path / "report.html", change("ceiling", split="full", unseen=[]))
+    notes = re.findall(r'<p class="note">(.*?)</p>', text, re.DOTALL)
+    assert any("numbers of labelled instances" in note for note in notes)
+    assert all(note.endswith(".") for note in notes), notes
+
+
 def test_a_result_of_a_few_images_is_marked(bare, tmp_path):
     text = write(tmp_path / "report.html", bare(name="trial", limit=8, training_limit=16))
     note = "trained with --limit 16 and evaluated with --limit 8"

@@ -45,12 +45,16 @@ def test_precision_recall_curves(hits, entries, texts):
     assert "kick, number 0: Distilled AP 50.0, No distillation AP -" in chart.alt
 
 
-@pytest.mark.parametrize("training", [lambda index: index, lambda index: 7 + 9**index])
+@pytest.mark.parametrize(
+    "training", [lambda index: 0, lambda index: index, lambda index: 7 + 9**index]
+)
 @pytest.mark.parametrize("counts", [(2, 6), (0, 3), (3, 0)])
 def test_ap_by_training(counts, training, rows, entries, texts):
     chart = ap_by_frequency(rows(*counts, training), entries)
     found = texts(chart)
     assert {"Distilled", "No distillation", "training instances", "AP"} <= set(found)
+    # Every number of instances is on the axis once.
+    assert not {"−0", "-0"} & set(found)
     for group, count in zip(("unseen", "seen"), counts, strict=True):
         assert (group in found) == (f"var(--{group})" in chart.panels[0]) == (count > 0)
     assert "NaN" not in chart.panels[0]
