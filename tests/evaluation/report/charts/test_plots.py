@@ -54,7 +54,7 @@ def test_ap_by_training(counts, training, rows, entries, texts):
     found = texts(chart)
     assert {"Distilled", "No distillation", "training instances", "AP"} <= set(found)
     # Every number of instances is on the axis once.
-    assert not {"−0", "-0"} & set(found)
+    assert not {"\u22120", "-0"} & set(found)
     for group, count in zip(("unseen", "seen"), counts, strict=True):
         assert (group in found) == (f"var(--{group})" in chart.panels[0]) == (count > 0)
     assert "NaN" not in chart.panels[0]
