@@ -329,7 +329,7 @@ def _new_vocabulary(tasks: list[_Image], file: Path) -> Vocabulary:
         for _, target, verb in task.pairs
     }
     value = {
-        "name": file.stem,
+        "name": file.parent.resolve().name if file.stem == "vocabulary" else file.stem,
         "objects": [{"name": name, "id": ids.get(name) or next(further)} for name in objects],
         "verbs": [{"name": verb, "ing": _ing(verb)} for verb in verbs],
         "interactions": sorted(pairs),

@@ -36,9 +36,9 @@ def resolve_device(name: str) -> torch.device:
     # Without an index the device would be the calling thread's current GPU.
     device = torch.device("cuda", device.index or 0)
     if device.index >= torch.cuda.device_count():
-        raise InputError(
-            f"--device: expected one of {torch.cuda.device_count()} GPUs, found {name}"
-        )
+        count = torch.cuda.device_count()
+        usable = f"one of the {count} GPUs" if count else "cpu, as torch can use no GPU here"
+        raise InputError(f"--device: expected {usable}, found {name}")
     logger.debug(f"device: {device}")
     return device
 

@@ -16,6 +16,8 @@ Item = TypeVar("Item")
 LINE_INTERVAL = 10.0
 # No monitor thread, which would receive signals that `defer_interrupts` blocks in the main thread.
 tqdm.monitor_interval = 0
+# tqdm's own format turns rates below 1 into "s/ images".
+COUNTS = "{n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
 
 
 class Progress:
@@ -43,8 +45,11 @@ class Progress:
     ) -> None:
         is_quiet, is_terminal = quiet or not shows_progress(), sys.stderr.isatty()
         self._meter: dict[str, Any] = {"total": total, "unit": f" {unit}", "initial": initial}
+        bar_format = f"{{l_bar}}{{bar}}| {COUNTS}"
         disable = is_quiet or not is_terminal
-        self._bar = tqdm(desc=title, disable=disable, dynamic_ncols=True, **self._meter)
+        self._bar = tqdm(
+            desc=title, disable=disable, dynamic_ncols=True, bar_format=bar_format, **self._meter
+        )
         self._title = title
         self._is_plain, self._is_brief = not is_quiet and not is_terminal, brief
         self._done, self._note = initial, ""
@@ -77,9 +82,10 @@ class Progress:
         line = tqdm.format_meter(
             self._done,
             elapsed=elapsed,
-            ncols=0,
+            ncols=None if self._meter["total"] else 0,
             prefix=self._title,
             postfix=self._note,
+            bar_format=f"{{desc}}: {{percentage:3.0f}}% {COUNTS}" if self._meter["total"] else None,
             **self._meter,
         )
         print(line, file=sys.stderr, flush=True)

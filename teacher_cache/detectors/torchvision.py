@@ -27,7 +27,7 @@ from pipeline.utils.devices import copy_to_host_async
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import sha256_of_json
 from pipeline.utils.weights import architecture_error, check_finite, load_weights, weights_digest
-from pipeline.vocabulary import Vocabulary
+from pipeline.vocabulary import Vocabulary, load_vocabulary
 from teacher_cache.detectors.class_names import (
     COCO80,
     HICO80,
@@ -283,6 +283,12 @@ def _disable_unused_heads(model: nn.Module, score_threshold: float) -> None:
 
 
 def _load_toy(config: DetectorConfig, vocabulary: Vocabulary) -> nn.Module:
+    toy = load_vocabulary(TOY)
+    if config.weights is None and max(vocabulary.category_ids) != max(toy.category_ids):
+        raise InputError(
+            "--detector: expected a detector of the dataset's objects, found toy, which finds only"
+            f" {', '.join(toy.objects)}"
+        )
     model = toy_detector(max(vocabulary.category_ids))
     return _load_state(model, load_weights(Path(config.weights or DETECTOR)), config)
 

@@ -32,6 +32,10 @@ def test_rate_of_a_resumed_run(capsys, clock):
         clock[0] = 10.0
         bar.update(20)
     assert "80/100 [00:10<00:10,  2.00 images/s]" in capsys.readouterr().err
+    with Progress(100, "reading", "images") as bar:
+        clock[0] = 20.0
+        bar.update(5)
+    assert " 0.50 images/s]" in capsys.readouterr().err
     with Progress(0, "reading", "images"):
         pass
     assert capsys.readouterr().err.startswith("reading: 0 images [00:00")

@@ -218,6 +218,11 @@ def test_class_names_that_the_vocabulary_lacks_are_dropped(labels, vocabulary):
     assert labels(SMALL, 6, vocabulary, names) == (["", "", "dog", "person", "", ""], names)
 
 
+def test_the_toy_detector_for_other_objects():
+    with pytest.raises(InputError, match=r"--detector: .* found toy, which finds only person"):
+        Detector(DetectorConfig(TOY), load_vocabulary("hico-det"), torch.device("cpu"))
+
+
 def test_training_checkpoints(toy_weights, vocabulary, tmp_path):
     """Of torchvision's reference scripts, of DistributedDataParallel and of Lightning."""
     state = load_file(toy_weights)
