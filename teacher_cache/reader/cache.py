@@ -171,6 +171,10 @@ class TeacherCache:
         if part is not None and "part" in parts:
             expected["part"] = part
         changes = describe_changes({name: parts.get(name) for name in expected}, expected)
+        # Early caches do not contain the vocabulary.
+        name = self.manifest.get("vocabulary", {}).get("name")
+        if changes and name and vocabulary is not None and vocabulary.name != name:
+            changes = f"{changes}; names of the vocabularies: {name}, now {vocabulary.name}"
         if changes:
             raise InputError(f"{self.path}: the cache does not fit this dataset: {changes}")
 

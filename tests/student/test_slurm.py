@@ -56,8 +56,9 @@ def test_preempted_jobs_are_resumed(slurm, train):
     requeued, second = train("requeued")
     slurm("scontrol", "requeue", requeued)
     for job, run in ((warned, first), (requeued, second)):
+        show = ("scontrol", "--oneliner", "show", "job", job)
+        slurm.wait(lambda show=show: "Restarts=1 " in slurm(*show), lambda job=job: log(slurm, job))
         text = finished(slurm, job)
-        assert "Restarts=1 " in slurm("scontrol", "--oneliner", "show", "job", job)
         assert "resuming at step" in text, text
         assert_equal_weights(run, whole)
         assert (run / "predictions.json").read_bytes() == (whole / "predictions.json").read_bytes()

@@ -115,8 +115,9 @@ def test_a_job_near_its_time_limit_is_requeued_and_resumes(
     slurm.wait(lambda: len(shards(out)) >= 2, lambda: slurm.log(log))
     # The signal that SLURM sends to the script two minutes before the time limit.
     slurm("scancel", "--batch", "--signal=USR1", job)
+    show = ("scontrol", "--oneliner", "show", "job", job)
+    slurm.wait(lambda: "Restarts=1 " in slurm(*show), lambda: slurm(*show) + slurm.log(log))
     assert slurm.end(job, lambda: slurm.log(log)) == "COMPLETED"
-    assert "Restarts=1 " in slurm("scontrol", "--oneliner", "show", "job", job)
     assert f"job {job} is requeued" in slurm.log(log)
     assert f"of {NUM_IMAGES} images" in slurm.log(log).split("resuming after ")[1]
     assert contents(out) == contents(reference)

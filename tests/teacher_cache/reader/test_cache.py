@@ -129,6 +129,9 @@ def test_check_names_what_differs(folder, vocabulary):
     other = replace(vocabulary, verbs=(*vocabulary.verbs[:-1], "wave"))
     with pytest.raises(InputError, match="does not fit this dataset: vocabulary"):
         cache.check(other, "1" * 64)
+    cache.manifest["vocabulary"] = {"name": "toy"}
+    with pytest.raises(InputError, match="names of the vocabularies: toy, now street"):
+        cache.check(replace(other, name="street"))
     cache.manifest["parts"]["part"] = "test"
     with pytest.raises(InputError, match="does not fit this dataset: part: test, now train"):
         cache.check(part="train")
