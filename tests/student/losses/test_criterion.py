@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from torchvision.ops import sigmoid_focal_loss
 from training import make_targets
 
 from student.config import LossConfig, MatcherConfig
@@ -204,6 +205,17 @@ def test_a_teacher_probability_of_one_is_soft():
     logit = outputs["pred_verb_logits"][0, query, NUM_VERBS - 1]
     expected = -torch.nn.functional.logsigmoid(logit) / (NUM_QUERIES * NUM_VERBS)
     torch.testing.assert_close(losses.by_name["verb_soft"], expected[None])
+
+
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.8, 1.5)])
+def test_the_focal_loss_is_torchvisions(alpha, gamma):
+    target, outputs = some_targets([True]), some_outputs(1, num_layers=1)
+    target.teacher_probs.zero_()
+    losses = criterion(alpha=alpha, gamma=gamma)(outputs, [target])
+    labels = torch.zeros(1, NUM_QUERIES, NUM_VERBS)
+    labels[0, losses.matches.queries[0]] = target.verb_labels[0].float()
+    expected = sigmoid_focal_loss(outputs["pred_verb_logits"], labels, alpha, gamma, "sum")
+    torch.testing.assert_close(losses.by_name["verb_hard"], expected[None] / labels.sum())
 
 
 def test_soft_normalisation():
