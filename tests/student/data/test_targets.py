@@ -251,6 +251,8 @@ def test_detected_boxes_are_confident_and_unique(vocabulary):
     things = (BALL, "ball"), ([60, 10, 90, 40], "dog"), ([70, 0, 90, 60], "person")
     pairs, outputs = proposals(vocabulary, *((PERSON, *thing) for thing in things))
     pairs = replace(pairs, object_scores=np.array([0.9, 0.2, 0.9], dtype=np.float32))
+    unsure = replace(pairs, human_scores=np.full(3, 0.2, dtype=np.float32))
+    assert join(vocabulary, annotation, unsure, outputs).detected_boxes.tolist() == [BALL]
     targets = join(vocabulary, annotation, pairs, outputs)
     found = sorted(
         (vocabulary.objects[label], box)

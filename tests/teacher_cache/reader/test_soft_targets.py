@@ -31,6 +31,17 @@ def test_an_object_without_actions_gets_zeros(vocabulary):
     assert not action_probabilities(logits, np.array([vocabulary.person]), vocabulary).any()
 
 
+def test_large_logits_do_not_overflow(vocabulary):
+    """A common shift changes nothing, even where exp overflows in float32."""
+    logits = np.linspace(0, 3, vocabulary.num_interactions, dtype=np.float32)[None]
+    ball = np.array([vocabulary.objects.index("ball")])
+    expected = action_probabilities(logits, ball, vocabulary)
+    np.testing.assert_allclose(
+        action_probabilities(logits + 500, ball, vocabulary), expected, rtol=1e-3
+    )
+    assert np.isclose(expected.sum(), 1)
+
+
 def test_objects_with_actions(vocabulary):
     found = objects_with_actions(vocabulary)
     assert not found[vocabulary.person]
