@@ -21,7 +21,7 @@ BATCH_SIZE = 8
 
 
 class Detector:
-    """Detects human-object interactions in images.
+    """Detects human-object interactions in images::
 
         import eoid
 
