@@ -2,6 +2,7 @@
 processes forked from one that has."""
 
 import io
+import os
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -54,3 +55,16 @@ class Command:
         out, err = (Path(f"{self.log}.{name}").read_text() for name in ("out", "err"))
         assert self.process.exitcode is not None, err
         return self.process.exitcode, out, err
+
+
+def run_script(script, folder):
+    """Runs commands of the documentation in a folder, with the programs of this environment."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["bash", "-euc", script],
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,18 +1,15 @@
 """Both phases on real photographs, at reduced size, with small networks with random weights."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from commands import run_command
+from commands import run_command, run_script
 from PIL import Image
 from safetensors.torch import save_file
 from torchvision.models import get_model
@@ -512,14 +509,6 @@ def test_the_commands_of_the_tutorial_run(photos, tmp_path):
     (split,) = [code for language, code in blocks if language == "toml"]
     (tmp_path / "unseen.toml").write_text(split)
     (tmp_path / "tests").symlink_to(root / "tests")
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    done = subprocess.run(
-        ["bash", "-euc", script],
-        cwd=tmp_path,
-        env={**os.environ, "PATH": path},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    run_script(script, tmp_path)
     assert (tmp_path / "pairs.png").is_file() and (tmp_path / "runs/photos/report.html").is_file()
     assert len(list((tmp_path / "drawn").glob("*.jpg"))) == 26

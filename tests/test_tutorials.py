@@ -1,12 +1,10 @@
 """The tutorial and the notebook of the toy dataset run as a whole, with small numbers."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from commands import run_script
 
 DOCS = Path(__file__).parents[1] / "docs"
 NOTEBOOK = DOCS / "notebooks/toy.ipynb"
@@ -49,14 +47,6 @@ def test_the_commands_of_the_tutorial_run(tmp_path):
     ):
         assert numbers in script
         script = script.replace(numbers, small)
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    done = subprocess.run(
-        ["bash", "-euc", script],
-        cwd=tmp_path,
-        env={**os.environ, "PATH": path},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    run_script(script, tmp_path)
     assert (tmp_path / "runs/distilled/report.html").is_file()
     assert len(list((tmp_path / "drawn").glob("*.jpg"))) == 8

@@ -46,7 +46,7 @@ def test_every_part_of_the_interface_has_an_example():
 
 
 def test_examples_of_the_detector(demo):
-    pytest.importorskip("supervision")
+    pytest.importorskip("supervision", reason="supervision is not installed")
     codes = [code for code in examples() if "eoid.Detector" in code]
     assert len(codes) == 2
     for code in codes:
