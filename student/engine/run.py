@@ -80,7 +80,7 @@ def run_student(config: RunConfig) -> Results | None:
         claim = claim_run_folder(config.out, plan, record, config.overwrite, config.resume)
         start = context.broadcast(lambda: stack.enter_context(claim))
         if start is None and (report is None or not report.has("backbone")):
-            _init_norm_statistics(model, inputs.images)
+            init_norm_statistics(model, inputs.images)
         workers = default_num_workers(config.workers, processes=context.local_world_size)
         trainer = Trainer(
             inputs,
@@ -133,7 +133,7 @@ def _pretrained_digest(config: RunConfig) -> str | None:
     return digest
 
 
-def _init_norm_statistics(model: HOIDetector, images: TrainingDataset) -> None:
+def init_norm_statistics(model: HOIDetector, images: TrainingDataset) -> None:
     """Measures the norm statistics of a backbone with random weights on some training images."""
     rows = np.random.default_rng(images.seed).permutation(len(images))[:MAX_NORM_IMAGES]
     side = int(np.clip(images.image_sizes[rows].min(), *NORM_IMAGE_SIDES))
