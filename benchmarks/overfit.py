@@ -18,15 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.photographs import DETECTIONS, PHOTOS, TEACHER, write_photographs
+from benchmarks.photographs import DETECTIONS, TEACHER, write_photographs
 from evaluation.hico.average_precision import evaluate
-from pipeline.datasets.dataset import open_dataset
 from pipeline.splits import FULL
 from pipeline.utils.files import read_json, write_json
 from pipeline.utils.progress import Progress
 from student.data.dataset import Batch, collate
-from student.engine.checkpointing import find_latest_intact, list_checkpoints
-from student.engine.checkpointing import RunState
+from student.engine.checkpointing import RunState, find_latest_intact, list_checkpoints
 from student.engine.run import init_norm_statistics
 from student.engine.run_inputs import RunConfig, RunInputs, build_inputs
 from student.engine.train_step import TrainStep
@@ -86,9 +84,7 @@ class Overfit:
         self.train_step = TrainStep(
             recipe, self.model, self.inputs.split, self.steps_per_epoch, Execution(CPU)
         )
-        self.state = RunState(
-            self.train_step, images.vocabulary, self.inputs.split, config.out, {}
-        )
+        self.state = RunState(self.train_step, images.vocabulary, self.inputs.split, config.out, {})
         self.curve: list[dict[str, Any]] = []
         if list_checkpoints(config.out):
             file, _ = find_latest_intact(config.out)

@@ -1,4 +1,4 @@
-"""The labelled photographs of the tests at a reduced size, with a small teacher of random weights."""
+"""The photographs of the tests at a reduced size, with a small teacher of random weights."""
 
 from __future__ import annotations
 

@@ -39,6 +39,9 @@ TIMEOUT_VARIABLE = "EOID_JOIN_TIMEOUT"
 STORE_TIMEOUT = timedelta(minutes=30)
 # Interval of polling, in seconds; between two polls Python handles signals.
 POLL_SECONDS = 0.05
+# Until torch 2.8 a process group waits for gloo's threads while it holds the GIL, which they need
+# to release the tensors of the last operation (pytorch/pytorch#154976). They have this time before.
+RELEASE_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -187,6 +190,7 @@ def init_distributed(device: str) -> Iterator[tuple[DistContext, torch.device]]:
             raise
         context.barrier()
     finally:
+        time.sleep(RELEASE_SECONDS)
         distributed.destroy_process_group()
 
 

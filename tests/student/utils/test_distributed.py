@@ -121,8 +121,10 @@ def test_a_web_server_at_the_address(student_command, tmp_path):
             timeout=60,
         )
         server.shutdown()
+    # Newer versions of torch wait for an answer, older ones end with an error about it.
     (line,) = ended.stderr.splitlines()
-    assert ended.returncode == 2 and "WORLD_SIZE: expected 2 processes" in line
+    assert ended.returncode == 2
+    assert "WORLD_SIZE: expected 2 processes" in line or "MASTER_ADDR: expected the store" in line
 
 
 def test_a_second_process_of_one_rank(left_over):
