@@ -11,6 +11,7 @@ import numpy as np
 from pipeline.utils.errors import bad_field
 
 TOTAL_LOSS, LEARNING_RATE = "total loss", "learning rate"
+KEPT_CANDIDATES = "candidates kept"
 LOSS_TITLES = {"verb_hard": "verbs: hard labels", "verb_soft": "verbs: soft targets"}
 
 
@@ -20,8 +21,8 @@ class TrainingLog:
 
     Attributes:
         steps: (N,) number of optimiser steps.
-        series: (N,) float64 values by name: total loss, its terms, learning rate; NaN at steps
-            without a value.
+        series: (N,) float64 values by name: total loss, its terms, candidate pairs kept by the
+            matching, learning rate; NaN at steps without a value.
     """
 
     steps: np.ndarray
@@ -49,7 +50,12 @@ def read_training_log(path: Path | None) -> TrainingLog | None:
             entry = json.loads(line)
             steps.append(int(entry["step"]))
             losses = entry.get("losses", {})
-            values = {TOTAL_LOSS: entry.get("loss"), **losses, LEARNING_RATE: entry.get("lr")}
+            values = {
+                TOTAL_LOSS: entry.get("loss"),
+                **losses,
+                KEPT_CANDIDATES: entry.get("candidates", {}).get("kept"),
+                LEARNING_RATE: entry.get("lr"),
+            }
         except (ValueError, TypeError, KeyError, AttributeError):
             expected = "an object with step, loss, losses and lr"
             raise bad_field(path, f"line {number}", expected, line) from None

@@ -172,7 +172,10 @@ def _build_training_section(comparison: Comparison) -> Section | None:
     ]
     if not logs:
         return None
-    note = "The terms of the training loss, and the learning rate."
+    note = (
+        "The terms of the training loss, the number of candidate pairs of a batch that the matching"
+        " keeps, and the learning rate."
+    )
     return Section("training", "Training", note, [training_curves(logs)])
 
 

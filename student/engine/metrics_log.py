@@ -27,6 +27,8 @@ logger = get_logger(__name__)
 METRICS, EVALUATIONS = "metrics.jsonl", "validation.jsonl"
 RANK_LOGS = "logs"
 TENSORBOARD = "tensorboard"
+# Field of a record with the numbers of candidate pairs, see `CandidateCounts`.
+CANDIDATES = "candidates"
 
 
 class Throughput:
@@ -115,26 +117,39 @@ class MetricsLogger:
         self._progress.update(note=self._progress_note)
 
     def log_step(self, metrics: StepMetrics) -> None:
-        """Writes the metrics of a step, averaged over processes; to be called by all of them."""
+        """Writes the metrics of a step; to be called by all processes.
+
+        Losses are averaged over the processes, candidates and images per second summed.
+        """
         assert metrics.record is not None
         size = self._context.world_size
         if size > 1:
             line = _log_record(metrics, metrics.values) | {"image_ids": metrics.image_ids}
             append_line(self._rank_log, line)
         rate = metrics.record["images_per_second"]
-        numbers = torch.tensor([*metrics.values.values(), rate], dtype=torch.float64)
-        *mean, rate = self._context.all_reduce_mean(numbers).tolist()
-        line = _log_record(metrics, dict(zip(metrics.values, mean, strict=True)), size)
+        counts = metrics.record[CANDIDATES]
+        numbers = [*metrics.values.values(), *counts.values(), rate]
+        reduced = self._context.all_reduce_mean(torch.tensor(numbers, dtype=torch.float64))
+        *mean, rate = reduced.tolist()
+        num_losses = len(metrics.values)
+        losses = dict(zip(metrics.values, mean[:num_losses], strict=True))
+        line = _log_record(metrics, losses, size)
+        sums = (round(size * count) for count in mean[num_losses:])
+        line[CANDIDATES] = dict(zip(counts, sums, strict=True))
         line["images_per_second"] = round(size * rate, 2)
         self._progress_note = progress_line(line)
         if self._context.is_main_process:
             append_line(self._run_dir / METRICS, line)
         if self._tensorboard is not None:
-            losses = {f"losses/{name}": value for name, value in line.pop("losses").items()}
+            scalars = {
+                f"{group}/{name}": value
+                for group in ("losses", CANDIDATES)
+                for name, value in line.pop(group).items()
+            }
             for source, values in line.pop("sources", {}).items():
-                losses[f"{source}/{IMAGE_COUNT}"] = values[IMAGE_COUNT]
-                losses |= {f"{source}/{name}": value for name, value in values["losses"].items()}
-            self._add_scalars(metrics.step, {**line, **losses})
+                scalars[f"{source}/{IMAGE_COUNT}"] = values[IMAGE_COUNT]
+                scalars |= {f"{source}/{name}": value for name, value in values["losses"].items()}
+            self._add_scalars(metrics.step, {**line, **scalars})
 
     def log_validation(self, step: int, epoch: int, metrics: dict[str, float], best: bool) -> None:
         """Writes the metrics of a validation; does nothing outside the main process."""
@@ -174,10 +189,12 @@ def _log_record(
 def progress_line(line: dict[str, Any]) -> str:
     """Summary of a record for the progress line."""
     losses = ", ".join(f"{name} {value:.2f}" for name, value in line["losses"].items())
+    candidates = line[CANDIDATES]
     return (
         f"loss {line['loss']:.2f}, {line['images_per_second']:.1f} images/s,"
         f" waiting {line['data_wait_share']:.0%}, {line['memory_gb']:.1f} GB,"
-        f" lr {line['lr']:.1e}, {losses}"
+        f" lr {line['lr']:.1e}, {losses}, {candidates['kept']} of {candidates['total']}"
+        " candidates kept"
     )
 
 

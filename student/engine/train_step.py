@@ -24,7 +24,7 @@ from student.config import Recipe
 from student.data.dataset import Batch
 from student.engine.optimizer import ModelEMA, build_optimizer, build_schedule
 from student.losses.criterion import Criterion, proposal_losses, sum_by_dataset
-from student.losses.matcher import TwoStageMatcher
+from student.losses.matcher import CandidateCounts, TwoStageMatcher
 from student.models.detector import HOIDetector
 from student.utils import seeding
 from student.utils.distributed import Execution, wrap_ddp
@@ -44,6 +44,10 @@ class TrainStep:
         execution: device, processes, accumulation and compilation.
         dataset_names: names of the datasets that samples come from, in the order of their indices;
             empty with one dataset.
+
+    Attributes:
+        candidate_counts: candidate pairs of this process's share of the last batch, by the
+            conditions of the matching.
     """
 
     STATE_FIELDS = ("model", "optimizer", "scheduler", "averages")
@@ -69,6 +73,7 @@ class TrainStep:
         self.optimizer = build_optimizer(model, train, device)
         self.scheduler = build_schedule(self.optimizer, train, steps_per_epoch)
         self.ema = ModelEMA(model, train.ema) if train.ema else None
+        self.candidate_counts = CandidateCounts(0, 0, 0, 0)
         self._forward: Any = torch.compile(model) if execution.compiled else model
         if execution.context.world_size > 1:
             self._forward = wrap_ddp(self._forward, execution.device)
@@ -133,6 +138,7 @@ class TrainStep:
     def losses(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Tensor]:
         """Weighted losses of a batch, see `__call__`, from the model's outputs."""
         computed = self.criterion(outputs, batch.targets)
+        self.candidate_counts = computed.matches.candidate_counts
         losses = dict(computed.weighted)
         if "proposals" in outputs:
             train = self.recipe.train

@@ -18,6 +18,7 @@ from student.data.dataset import Batch, ConcatTrainingDataset, TrainingBatches, 
 from student.data.samplers import DistributedBatchSampler, ExtraPool, split_batch_size
 from student.engine.checkpointing import RunState
 from student.engine.metrics_log import (
+    CANDIDATES,
     MetricsLogger,
     PendingMetrics,
     StepMetrics,
@@ -232,6 +233,7 @@ class Trainer:
             "epoch": self.step / self.steps_per_epoch,
             "images": self.step * self.recipe.train.batch_size,
             "lr": self.train_step.lr,
+            CANDIDATES: self.train_step.candidate_counts._asdict(),
         }
         return self.pending_metrics.put(
             self.step,

@@ -11,6 +11,7 @@ to the CPU in a single transfer, where the assignments are solved.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +28,24 @@ EPSILON = 1e-4
 INVALID_COST = 1e6
 
 
+class CandidateCounts(NamedTuple):
+    """Numbers of candidate pairs that pass the conditions of stage 2, each on top of the former.
+
+    Attributes:
+        total: candidates.
+        overlapping: those matched with a query both of whose boxes have an IoU of at least
+            `MatcherConfig.iou_threshold` with the pair's.
+        interactive: those whose query also has an interactive probability above
+            `interactive_threshold`.
+        kept: those among the `topk` highest of their image, which are matches.
+    """
+
+    total: int
+    overlapping: int
+    interactive: int
+    kept: int
+
+
 @dataclass(frozen=True, eq=False)
 class QueryMatches:
     """The M matches of all layers and images, those of seen pairs first within each image.
@@ -35,6 +54,7 @@ class QueryMatches:
         layers, images, queries, targets: (M,) int64 indices; `targets` are pairs of the image.
         is_candidate: (M,) bool, True for matches of stage 2.
         num_last_layer: number of matches in the last layer.
+        candidate_counts: candidates of the B images by condition, in the last layer.
         iou_mask: (L, B, Q, N) bool, True where both boxes of the query have an IoU of at least
             `MatcherConfig.iou_threshold` with those of the pair.
     """
@@ -45,6 +65,7 @@ class QueryMatches:
     targets: Tensor
     is_candidate: Tensor
     num_last_layer: int
+    candidate_counts: CandidateCounts
     iou_mask: Tensor
 
     @property
@@ -91,11 +112,16 @@ class TwoStageMatcher:
         limit = INVALID_COST
         host_costs = np.nan_to_num(host_costs, nan=limit, posinf=limit, neginf=-limit)
         rows: list[tuple[int, ...]] = []
+        # Counted on the host, where the matches are: the device has nothing to do for them.
+        counts = np.zeros(len(CandidateCounts._fields), dtype=np.int64)
         for place in np.ndindex(host_costs.shape[:2]):
-            image = place[1]
+            layer, image = place
             arrays = host_costs[place], mask[place], scores[place], seen[image], candidate[image]
-            for stage, matches in enumerate(self._assign(*arrays)):
+            *stages, image_counts = self._assign(*arrays)
+            for stage, matches in enumerate(stages):
                 rows += [(*place, *match, stage) for match in matches]
+            if layer == len(host_costs) - 1:
+                counts += image_counts
         table = torch.tensor(rows, dtype=torch.int64).reshape(-1, 5)
         if costs.is_cuda:
             # A copy from pageable memory would wait for the device.
@@ -108,6 +134,7 @@ class TwoStageMatcher:
             targets=table[3],
             is_candidate=table[4].bool(),
             num_last_layer=sum(row[0] == len(costs) - 1 for row in rows),
+            candidate_counts=CandidateCounts(*counts.tolist()),
             iou_mask=iou_mask,
         )
 
@@ -154,20 +181,23 @@ class TwoStageMatcher:
         interactive: np.ndarray,
         seen: np.ndarray,
         candidate: np.ndarray,
-    ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-        """(query, pair) matches of stage 1 and of stage 2 in one image."""
+    ) -> tuple[list[tuple[int, int]], list[tuple[int, int]], CandidateCounts]:
+        """(query, pair) matches of stage 1 and of stage 2 in one image, and its candidates."""
         queries = np.arange(len(costs))
         seen_matches = _solve(costs, queries, np.flatnonzero(seen))
         free_queries = np.setdiff1d(queries, [query for query, _ in seen_matches])
         # The overlap is that with the matched pair. The published code tests queries and pairs
         # separately, so that matches with a low IoU pass.
-        candidate_matches = [
-            (query, pair)
-            for query, pair in _solve(costs, free_queries, np.flatnonzero(candidate))
-            if iou_mask[query, pair] and interactive[query] > self.config.interactive_threshold
+        candidates = np.flatnonzero(candidate)
+        overlapping = [
+            match for match in _solve(costs, free_queries, candidates) if iou_mask[match]
         ]
-        candidate_matches.sort(key=lambda match: -interactive[match[0]])
-        return seen_matches, candidate_matches[: self.config.topk]
+        threshold = self.config.interactive_threshold
+        confident = [match for match in overlapping if interactive[match[0]] > threshold]
+        confident.sort(key=lambda match: -interactive[match[0]])
+        kept = confident[: self.config.topk]
+        counts = CandidateCounts(len(candidates), len(overlapping), len(confident), len(kept))
+        return seen_matches, kept, counts
 
 
 def _solve(costs: np.ndarray, queries: np.ndarray, pairs: np.ndarray) -> list[tuple[int, int]]:

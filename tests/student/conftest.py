@@ -449,6 +449,8 @@ def train_alone_and_together(start, start_processes, student_command, tmp_path):
         assert together[0]["losses"] == pytest.approx(alone[0]["losses"], **tolerance)
         norm = pytest.approx(alone[0]["grad_norm"], rel=10 * tolerance["rel"])
         assert together[0]["grad_norm"] == norm
+        assert together[0]["candidates"] == alone[0]["candidates"]
+        assert alone[0]["candidates"]["total"] > 0
         return alone, together, err
 
     return train

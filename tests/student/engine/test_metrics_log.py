@@ -26,6 +26,7 @@ RECORD = {
     "images_per_second": 8.0,
     "data_wait_share": 0.25,
     "memory_gb": 1.5,
+    "candidates": {"total": 40, "overlapping": 9, "interactive": 5, "kept": 3},
 }
 VALUES = {"object": 1.0, "verb_hard": 2.0, "total": 3.0, "gradient": 0.5}
 
@@ -57,6 +58,7 @@ def test_entering_removes_lines_of_later_steps(tmp_path):
     assert [line["step"] for line in found] == [2, 5]
     assert found[0]["losses"] == {"object": 1.0, "verb_hard": 2.0} and found[0]["loss"] == 3
     assert found[0]["grad_norm"] == 0.5 and found[0]["images_per_second"] == 8
+    assert found[0]["candidates"] == RECORD["candidates"]
     assert read_lines(tmp_path / "validation.jsonl") == [
         {"step": 2, "epoch": 1, "metrics": {"seen": 0.25}, "best": True}
     ]
@@ -71,7 +73,8 @@ def test_progress_and_validation_are_shown(tmp_path, capsys, messages):
     assert out == "" and messages == ["epoch 2, validation: seen 50.00 (best so far)"]
     assert "1/9 [" in err and progress_line(read_lines(tmp_path / "metrics.jsonl")[0]) in err
     assert progress_line({**RECORD, "loss": 3, "losses": {"object": 1.0}}) == (
-        "loss 3.00, 8.0 images/s, waiting 25%, 1.5 GB, lr 1.0e-04, object 1.00"
+        "loss 3.00, 8.0 images/s, waiting 25%, 1.5 GB, lr 1.0e-04, object 1.00,"
+        " 3 of 40 candidates kept"
     )
 
 
@@ -85,8 +88,9 @@ def test_tensorboard_has_the_same_values(tmp_path):
     found = EventAccumulator(str(tmp_path / "tensorboard"))
     found.Reload()
     assert {"loss", "losses/verb_hard", "lr", "grad_norm"} <= set(found.Tags()["scalars"])
-    (event,) = found.Scalars("val/seen")
-    assert (event.step, event.value) == (3, 0.25)
+    for name, value in {"val/seen": 0.25, "candidates/total": 40, "candidates/kept": 3}.items():
+        (event,) = found.Scalars(name)
+        assert (event.step, event.value) == (3, value)
 
 
 def test_missing_tensorboard_names_the_package(tmp_path, monkeypatch):

@@ -47,6 +47,9 @@ def test_accumulation_equals_the_whole_batch(make_trainer, different_sizes, part
     divided = make_trainer("divided", accumulation=parts, **options)
     for name, value in step(divided, different_sizes).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
+    counts = whole.train_step.candidate_counts
+    assert divided.train_step.candidate_counts == counts and counts.total > 0
+    assert counts.total == sum(int((~one.targets.seen).sum()) for one in different_sizes)
     theirs = gradients(divided)
     for name, gradient in gradients(whole).items():
         scale = gradient.abs().max().item()

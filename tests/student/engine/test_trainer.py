@@ -59,6 +59,9 @@ def test_a_run_logs_every_step_and_saves_its_end(make_trainer):
     assert lines[-1]["epoch"] == 2 and lines[-1]["images"] == 32
     for line in lines:
         assert line["loss"] == pytest.approx(sum(line["losses"].values()), rel=1e-4)
+        assert [*line["candidates"]] == ["total", "overlapping", "interactive", "kept"]
+        counts = list(line["candidates"].values())
+        assert counts == sorted(counts, reverse=True) and counts[0] > 0
         assert all(line[name] > 0 for name in ("images_per_second", "grad_norm", "memory_gb"))
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert lines[0]["lr"] < max(line["lr"] for line in lines) > lines[-1]["lr"]

@@ -6,7 +6,7 @@ from training import make_targets
 
 from student.config import MatcherConfig
 from student.data.targets import Targets
-from student.losses.matcher import TwoStageMatcher
+from student.losses.matcher import CandidateCounts, TwoStageMatcher
 
 NUM_VERBS, NUM_OBJECTS = 4, 3
 NO_DISTILLED_VERBS = torch.zeros(NUM_VERBS, dtype=torch.bool)
@@ -98,22 +98,39 @@ def test_matches(queries, places, seen, matched, candidates):
 
 
 @pytest.mark.parametrize(
-    ("config", "kept"),
+    ("config", "kept", "counts"),
     [
-        ({"topk": 9}, [[0, 0], [1, 1], [2, 2]]),
-        ({"topk": 2}, [[0, 0], [2, 2]]),
-        ({"topk": 0}, []),
-        ({"interactive_threshold": 0.0, "topk": 9}, [[0, 0], [1, 1], [2, 2], [3, 3]]),
-        ({"interactive_threshold": 0.9, "topk": 9}, [[2, 2]]),
-        ({"interactive_threshold": 1.0}, []),
-        ({"iou_threshold": 0.99, "topk": 9}, []),
+        ({"topk": 9}, [[0, 0], [1, 1], [2, 2]], (5, 4, 3, 3)),
+        ({"topk": 2}, [[0, 0], [2, 2]], (5, 4, 3, 2)),
+        ({"topk": 0}, [], (5, 4, 3, 0)),
+        (
+            *({"interactive_threshold": 0.0, "topk": 9}, [[0, 0], [1, 1], [2, 2], [3, 3]]),
+            (5, 4, 4, 4),
+        ),
+        ({"interactive_threshold": 0.9, "topk": 9}, [[2, 2]], (5, 4, 1, 1)),
+        ({"interactive_threshold": 1.0}, [], (5, 4, 0, 0)),
+        ({"iou_threshold": 0.99, "topk": 9}, [], (5, 0, 0, 0)),
     ],
 )
-def test_thresholds_of_stage_two(config, kept):
+def test_thresholds_of_stage_two(config, kept, counts):
+    """Four candidates near queries and one far from all."""
     places = [0.1, 0.3, 0.5, 0.7]
     outputs = make_outputs([at(x + 0.01) for x in places], interactive=[2.0, 1.0, 3.0, -1.0])
-    matches = match(outputs, targets_at([at(x) for x in places], [False] * 4), **config)
+    candidates = [*(at(x) for x in places), [0.9, 0.1, 0.1, 0.1]]
+    matches = match(outputs, targets_at(candidates, [False] * 5), **config)
     assert pairs(matches, True) == kept
+    assert matches.candidate_counts == counts
+
+
+def test_candidates_are_counted_in_the_last_layer_of_all_images():
+    """Neither seen pairs nor padded ones are counted."""
+    outputs = make_outputs([at(0.1), at(0.5)], num_layers=2)
+    outputs["pred_human_boxes"][0] += 0.4
+    both = {name: torch.cat([x, x], dim=1) for name, x in outputs.items()}
+    first = targets_at([at(0.1), at(0.5)], [True, False])
+    second = targets_at([at(0.1), at(0.5), at(0.9)], [False] * 3)
+    matches = match(both, first, second, topk=1)
+    assert matches.candidate_counts == CandidateCounts(4, 3, 3, 2)
 
 
 def test_both_boxes_must_overlap():

@@ -288,6 +288,8 @@ def test_two_processes_train_as_one(
         assert (len(own["image_ids"]), len(other["image_ids"])) == (4, 3)
         assert not set(own["image_ids"]) & set(other["image_ids"])
         assert both["loss"] == pytest.approx((own["loss"] + other["loss"]) / 2)
+        for name, count in both["candidates"].items():
+            assert count == own["candidates"][name] + other["candidates"][name]
     assert not (alone / "logs").exists()
     found, expected = (read_json(folder / "predictions.json") for folder in (together, alone))
     assert [one["file_name"] for one in found] == [one["file_name"] for one in expected]
