@@ -31,6 +31,7 @@ from pipeline.utils.cli_options import (
     settings_of_file,
 )
 from pipeline.utils.config_fields import list_settings
+from pipeline.utils.errors import InputError
 from pipeline.utils.logging import get_logger
 from student.config import DISTILLATION, PRESETS, RECIPE_PARTS, get_preset
 
@@ -191,6 +192,11 @@ def train() -> None:
     "Optimisation",
     *recipe_options("Optimisation"),
     option(
+        "--freeze-backbone",
+        is_flag=True,
+        help="Keep the backbone's pretrained weights, as with a learning rate of 0 for it.",
+    ),
+    option(
         "--backbone-learning-rate",
         type=FloatRange(min=0),
         hidden=True,
@@ -279,17 +285,46 @@ def student(context: click.Context, preset: str, report: bool, **options: Any) -
             f"--preset {preset}: the configuration file is for preset {from_file['preset']};"
             f" {len(kept)} settings keep the file's values: {', '.join(kept) or 'none'}"
         )
-    # Both set the backbone's learning rate.
-    if setting_rank(context, "backbone_lr_factor") > setting_rank(
-        context, "backbone_learning_rate"
-    ):
-        options["backbone_learning_rate"] = None
+    _resolve_backbone_rate(context, options)
     # All other options are fields of the recipe.
     names = {entry.name for entry in fields(RunConfig)} & options.keys()
     settings = {name: options.pop(name) for name in names}
     results = run_student(RunConfig(preset=preset, options=options, **settings))
     if results is not None:
         _report_results(results, report=report)
+
+
+def _resolve_backbone_rate(context: click.Context, options: dict[str, Any]) -> None:
+    """Resolves the options that set the backbone's learning rate: the stronger source wins.
+
+    Removes `freeze_backbone` from the options, whose place `backbone_learning_rate` 0 takes.
+
+    Raises:
+        InputError: one source both freezes the backbone and gives it a learning rate.
+    """
+    rates = ("backbone_learning_rate", "backbone_lr_factor")
+    rank = {name: setting_rank(context, name) for name in rates}
+    freezing = {
+        name: setting_rank(context, name)
+        for name in ("freeze_backbone", "heads_only")
+        if options[name]
+    }
+    del options["freeze_backbone"]
+    given = rates[rank["backbone_lr_factor"] > rank["backbone_learning_rate"]]
+    if given == "backbone_lr_factor":
+        options["backbone_learning_rate"] = None
+    for name, freezing_rank in freezing.items():
+        # Another source may cancel --freeze-backbone by a rate, but not --heads-only, which says
+        # more.
+        is_contradiction = rank[given] == freezing_rank or name == "heads_only"
+        if options[given] and rank[given] >= freezing_rank and is_contradiction:
+            flag, rate = (each.replace("_", "-") for each in (name, given))
+            raise InputError(
+                f"--{flag}: expected no learning rate of the backbone beside it, found --{rate}"
+                f" {options[given]:g}"
+            )
+        if rank[given] < freezing_rank:
+            options["backbone_learning_rate"] = 0.0
 
 
 @train.command("config")

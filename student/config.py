@@ -269,6 +269,11 @@ class TrainConfig(CheckedSettings):
     backbone_lr_factor: float = setting(
         0.1, "Learning rate of the backbone as a multiple of learning-rate; 0 freezes it.", low=0
     )
+    heads_only: bool = setting(
+        False,
+        "Train only the heads, which contain all rows of classes; backbone, encoder, decoders and"
+        " queries keep the pretrained weights.",
+    )
     weight_decay: float = setting(1e-4, "Weight decay of AdamW.", low=0)
     schedule: str = setting(
         "step",
@@ -332,6 +337,13 @@ class TrainConfig(CheckedSettings):
         choices=("last", "best"),
         group="Validation",
     )
+    patience: int = setting(
+        0,
+        "With keep best: number of validations without a better score after which the training"
+        " ends early; 0 never does.",
+        low=0,
+        group="Validation",
+    )
     shots: int = setting(
         0,
         "Few-shot setting: number of labelled pairs kept per unseen interaction.",
@@ -362,6 +374,17 @@ class TrainConfig(CheckedSettings):
         if not self.val_size and (self.val_every or self.keep == "best"):
             name = "val_every" if self.val_every else "keep"
             raise InputError(f"{name}: expected a val_size above 0 as well, found 0")
+        if self.patience:
+            needed = {
+                "val_size": (self.val_size, "above 0"),
+                "val_every": (self.val_every, "above 0"),
+                "keep": (self.keep == "best", "best"),
+            }
+            for name, (is_set, expected) in needed.items():
+                if not is_set:
+                    raise InputError(
+                        f"patience: expected {name} {expected} as well, found {getattr(self, name)}"
+                    )
         if self.shot_seed is not None and not self.shots:
             raise InputError("shot_seed: expected shots above 0 as well, found 0")
 

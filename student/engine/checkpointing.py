@@ -286,7 +286,8 @@ def _check_same_plan(file: Path, checkpoint: Checkpoint, plan: dict[str, Any]) -
     """Checks that a checkpoint's run would have given the same result."""
     if "plan" not in checkpoint.state:
         raise bad_field(file, "state", "that of a training run", "weights alone")
-    ignored = {*IGNORED_PLAN_KEYS}
+    # Patience says when a run ends, but changes none of its steps.
+    ignored = {*IGNORED_PLAN_KEYS, "recipe.train.patience"}
     # A run can be continued with more epochs, unless the learning rate depends on their number.
     if plan["recipe"]["train"]["schedule"] == "step":
         ignored.add("recipe.train.epochs")

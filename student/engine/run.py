@@ -34,11 +34,17 @@ from student.engine.metrics_log import METRICS
 from student.engine.run_inputs import RunConfig, RunInputs, build_inputs, query_overflow_message
 from student.engine.trainer import Trainer
 from student.models.backbone import measure_norm_statistics
-from student.models.detector import HOIDetector
+from student.models.detector import HEADS, HOIDetector
 from student.utils.distributed import Execution, init_distributed
 from student.utils.preemption import StopSignalHandler
 from student.weights.checkpoint_file import BEST, build_model, load_checkpoint
-from student.weights.pretrained import LOAD_REPORT, load_pretrained, pretrained_path
+from student.weights.pretrained import (
+    LOAD_REPORT,
+    LoadReport,
+    count_parts,
+    load_pretrained,
+    pretrained_path,
+)
 
 logger = get_logger(__name__)
 
@@ -76,6 +82,8 @@ def run_student(config: RunConfig) -> Results | None:
         report = None
         if is_new and config.pretrained:
             report = load_pretrained(model, config.pretrained, vocabulary)
+        if is_new and recipe.train.heads_only:
+            _require_trained_body(report)
         record = config.execution_settings(context.world_size)
         claim = claim_run_folder(config.out, plan, record, config.overwrite, config.resume)
         start = context.broadcast(lambda: stack.enter_context(claim))
@@ -99,7 +107,7 @@ def run_student(config: RunConfig) -> Results | None:
         if start is not None:
             trainer.state.resume(load_checkpoint(start), start)
             results = config.out / RESULTS_FILE
-            if trainer.step == trainer.total_steps and context.broadcast(
+            if trainer.is_finished and context.broadcast(
                 partial(_has_results, results, start, inputs.limit)
             ):
                 logger.info(f"{config.out}: this run is finished; its results are in {results}")
@@ -114,6 +122,22 @@ def run_student(config: RunConfig) -> Results | None:
             _write_few_shot(config, inputs)
         trainer.train(signals)
         return _evaluate_test(config, inputs, trainer)
+
+
+def _require_trained_body(report: LoadReport | None) -> None:
+    """Checks that everything that `heads_only` freezes has pretrained weights.
+
+    Raises:
+        InputError: there are none, or the file has none of some part.
+    """
+    option = "--heads-only: expected --pretrained weights of everything but the heads"
+    if report is None:
+        raise InputError(f"{option}, found none")
+    lacking = [name for name in report.missing if not name.startswith(HEADS)]
+    if lacking:
+        raise InputError(
+            f"{option}, found {report.kind} without {count_parts(lacking, 1)} ({report.path})"
+        )
 
 
 def _pretrained_digest(config: RunConfig) -> str | None:

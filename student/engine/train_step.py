@@ -22,7 +22,12 @@ from pipeline.splits import Split
 from pipeline.utils.devices import autocast
 from student.config import Recipe
 from student.data.dataset import Batch
-from student.engine.optimizer import ModelEMA, build_optimizer, build_schedule
+from student.engine.optimizer import (
+    ModelEMA,
+    build_optimizer,
+    build_schedule,
+    freeze_parameters,
+)
 from student.losses.criterion import Criterion, proposal_losses, sum_by_dataset
 from student.losses.matcher import CandidateCounts, TwoStageMatcher
 from student.models.detector import HOIDetector
@@ -63,9 +68,7 @@ class TrainStep:
     ) -> None:
         self.recipe, self.execution, self.dataset_names = recipe, execution, dataset_names
         train, device = recipe.train, execution.device
-        if not train.backbone_lr_factor:
-            # Without its gradients a step takes two thirds of the time.
-            model.backbone.requires_grad_(False)
+        freeze_parameters(model, train)
         # Convolutions are faster in this memory format, on CPUs and GPUs.
         self.model = model.to(device).to(memory_format=torch.channels_last)
         distilled_verbs = torch.from_numpy(split.distilled_verbs).to(device)

@@ -158,12 +158,26 @@ class Trainer:
         return self.steps_per_epoch * self.recipe.train.epochs
 
     @property
+    def is_finished(self) -> bool:
+        """Whether no step remains: all are done, or the scores of validations stopped improving."""
+        return self.step == self.total_steps or self.is_stopped_early
+
+    @property
+    def is_stopped_early(self) -> bool:
+        """Whether `patience` validations after the best one have had no better score."""
+        train, best = self.recipe.train, self.state.best
+        if not train.patience or best is None:
+            return False
+        patience = train.patience * train.val_every * self.steps_per_epoch
+        return self.state.evaluated - best["step"] >= patience
+
+    @property
     def predictor(self) -> BatchPredictor:
         """A predictor with the weights to predict with (with EMA the averaged ones)."""
         return BatchPredictor(self.train_step.eval_model, self.state.vocabulary, self.recipe.train)
 
     def train(self, signals: StopSignalHandler) -> None:
-        """Trains from the current step to the end of the run.
+        """Trains from the current step to the end of the run, which `patience` can bring forward.
 
         Args:
             signals: entered by the caller; a stop request takes effect after the current step,
@@ -178,9 +192,22 @@ class Trainer:
         with metrics_log as log, signals.defer():
             self._validate_if_due(log, signals)
             self.train_step.model.train()
-            with BatchIterator(self.build_loader()) as batches:
-                while self.step < total:
-                    self._run_step(batches, log, signals)
+            if not self.is_finished:
+                with BatchIterator(self.build_loader()) as batches:
+                    while not self.is_finished:
+                        self._run_step(batches, log, signals)
+        if self.is_stopped_early and self.step < total and context.is_main_process:
+            logger.info(self._early_stop_message())
+
+    def _early_stop_message(self) -> str:
+        patience, best = self.recipe.train.patience, self.state.best
+        assert best is not None, "a training stops early only after a validation"
+        epoch, best_epoch = (step // self.steps_per_epoch for step in (self.step, best["step"]))
+        return (
+            f"training ended after epoch {epoch} of {self.recipe.train.epochs}: {patience}"
+            f" validation{'s' * (patience > 1)} without a better score than epoch {best_epoch}"
+            f" (seen {100 * best['score']:.2f}), see --patience"
+        )
 
     def _run_step(
         self, batches: Iterator[Batch], log: MetricsLogger, signals: StopSignalHandler

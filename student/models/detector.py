@@ -28,6 +28,11 @@ Outputs = dict[str, Any]
 PaddedBatch = tuple[Tensor, Tensor | None]
 ImagesOrBatch = Sequence[Tensor] | PaddedBatch
 
+# Start of the names of the heads' parameters: all that predict or describe classes and boxes.
+HEADS = (
+    *("human_box_head.", "object_box_head.", "object_head.", "verb_head."),
+    *("interactive_head.", "matching_head.", "query_source.head.", "query_source.label."),
+)
 # Stride of the feature map that `ProposalQueries` reads.
 PROPOSAL_STRIDE = 8
 

@@ -366,13 +366,13 @@ class LoadReport:
         summary = f"{self.path.name}, {self.kind}: {len(self.used)} of {total} tensors used"
         lines = [f"pretrained weights: {summary}"]
         loaded = [name for names in self.used.values() for name in names]
-        lines.append(f"  loaded: {_count_parts(loaded, 1)}")
+        lines.append(f"  loaded: {count_parts(loaded, 1)}")
         lines += [f"  {part}: {share}" for part, share in self.partial.items()]
         for reason in dict.fromkeys(self.unused.values()):
             unused = [name for name, each in self.unused.items() if each == reason]
-            lines.append(f"  unused, {reason}: {_count_parts(unused, 2)}")
+            lines.append(f"  unused, {reason}: {count_parts(unused, 2)}")
         if self.missing:
-            lines.append(f"  randomly initialised: {_count_parts(self.missing, 1)}")
+            lines.append(f"  randomly initialised: {count_parts(self.missing, 1)}")
         return lines
 
     def has(self, part: str) -> bool:
@@ -391,7 +391,7 @@ class LoadReport:
         }
 
 
-def _count_parts(names: Iterable[str], depth: int) -> str:
+def count_parts(names: Iterable[str], depth: int) -> str:
     """Modules with the number of their tensors: "backbone 265, encoder 72"."""
     parts = Counter(_part_name(name, depth) for name in names)
     return ", ".join(f"{part} {count}" for part, count in parts.items()) or "none"

@@ -100,6 +100,8 @@ def test_both_commands_work_without_clip(student, published_checkpoint, dataset_
         ("--set hidden_dim=many", ["hidden_dim: expected integer", "found many"]),
         ("--set hidden_dim=97", ["hidden_dim: expected a multiple of 4 and of num", "found 97"]),
         ("--set iou_threshold=2", ["iou_threshold: expected", "found 2"]),
+        ("--patience 2", ["patience: expected val_size above 0 as well", "found 0"]),
+        ("--heads-only", ["--heads-only: expected --pretrained", "found none"]),
         ("--set num_verbs=3", ["num_verbs: expected a setting"]),
         ("--set verb_loss=l2", ["verb_loss: expected", "focal_bce", "found l2"]),
     ],
@@ -215,6 +217,44 @@ def test_the_stronger_source_gives_the_rate_of_the_backbone(resolve, tmp_path):
     assert resolve(*words)["recipe"]["train"]["backbone_lr_factor"] == 0.5
     words += ["--backbone-learning-rate", "3e-4"]
     assert resolve(*words)["recipe"]["train"]["backbone_lr_factor"] == pytest.approx(0.3)
+
+
+def test_a_flag_freezes_the_backbone(resolve, tmp_path):
+    """As a learning rate of 0 does; a stronger source wins."""
+    published = ["--preset", "published", "--freeze-backbone"]
+    zero = resolve("--preset", "published", "--backbone-learning-rate", 0)["recipe"]
+    assert zero["train"]["backbone_lr_factor"] == 0
+    for words in (
+        published,
+        [*published, "--backbone-learning-rate", 0],
+        [*published, "--set", "backbone-lr-factor=0.5"],
+        ["--preset", "published", "--set", "freeze-backbone=true"],
+    ):
+        assert resolve(*words)["recipe"] == zero
+    file = tmp_path / "options.toml"
+    file.write_text("freeze-backbone = true\n")
+    words = ["--preset", "published", "--config", file]
+    assert resolve(*words)["recipe"] == zero
+    rate = resolve(*words, "--set", "backbone-lr-factor=0.5")["recipe"]["train"]
+    assert rate["backbone_lr_factor"] == 0.5 and not rate["heads_only"]
+    heads = resolve("--preset", "published", "--heads-only")["recipe"]["train"]
+    assert heads == {**zero["train"], "heads_only": True}
+
+
+@pytest.mark.parametrize(
+    ("words", "flag", "rate"),
+    [
+        (["--backbone-learning-rate", "1e-5"], "--freeze-backbone", "--backbone-learning-rate 1e-"),
+        (["--backbone-lr-factor", "0.5"], "--freeze-backbone", "--backbone-lr-factor 0.5"),
+        (["--backbone-lr-factor", "0.5"], "--heads-only", "--backbone-lr-factor 0.5"),
+        (["--backbone-lr-factor", "0.5"], "--set heads-only=true", "--backbone-lr-factor 0.5"),
+    ],
+)
+def test_a_frozen_backbone_has_no_learning_rate(student, tmp_path, words, flag, rate):
+    code, _, err = run(*student, *words, *flag.split())
+    option = flag.replace("--set heads-only=true", "--heads-only")
+    assert code == 2 and err.count("\n") == 1 and not (tmp_path / "run").exists()
+    assert f"{option}: expected no learning rate" in err and f"found {rate}" in err
 
 
 def test_names_that_the_commands_repeat_are_those_of_torch_modules():

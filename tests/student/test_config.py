@@ -28,6 +28,18 @@ from student.config import (
         (lambda: TrainConfig(learning_rate=0.0), "learning_rate: expected"),
         (lambda: TrainConfig(keep="best"), "keep: expected a val_size above 0 as well, found 0"),
         (lambda: TrainConfig(val_every=2), "val_every: expected a val_size above 0 as well"),
+        (
+            lambda: TrainConfig(patience=2),
+            "patience: expected val_size above 0 as well, found 0",
+        ),
+        (
+            lambda: TrainConfig(patience=2, val_size=4),
+            "patience: expected val_every above 0 as well, found 0",
+        ),
+        (
+            lambda: TrainConfig(patience=2, val_size=4, val_every=1),
+            "patience: expected keep best as well, found last",
+        ),
         (lambda: TrainConfig(shot_seed=1), "shot_seed: expected shots above 0 as well"),
         (
             lambda: TrainConfig(schedule="one_cycle", warmup_steps=5),

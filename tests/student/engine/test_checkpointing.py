@@ -223,6 +223,7 @@ def test_other_files_are_refused_or_kept(tmp_path):
     [
         ({}, None),
         ({"epochs": 9}, None),
+        ({"epochs": 9, "patience": 2}, None),
         ({"epochs": 9, "seed": 1}, "--seed: 0, now 1"),
         (
             {"epochs": 9, "schedule": "one_cycle"},

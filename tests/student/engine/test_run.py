@@ -14,7 +14,7 @@ from pipeline.utils.errors import InputError
 from pipeline.utils.files import read_json, write_json
 from pipeline.vocabulary import load_vocabulary
 from student.data.dataset import TrainingDataset
-from student.engine.evaluate import Validator, evaluate_checkpoint
+from student.engine.evaluate import Validator, evaluate_checkpoint, evaluate_model
 from student.engine.run import run_student
 from student.weights.checkpoint_file import load_checkpoint
 
@@ -115,6 +115,74 @@ def test_validation_may_keep_the_best_checkpoint(configure_run, tmp_path, monkey
     assert any(not torch.equal(value, last.weights[name]) for name, value in best.weights.items())
     # The run folder now opens its best checkpoint.
     assert evaluate_run(tmp_path / "run", config.data, tmp_path / "again") == results.metrics
+
+
+EARLY = {"epochs": 9, "val_size": 4, "val_every": 1, "keep": "best", "patience": 2}
+
+
+def test_a_run_stops_early(configure_run, tmp_path, monkeypatch, messages):
+    """Two validations after the best one, without a better score; also if it is killed then."""
+    scores, killed = [0.25, 0.5, 0.5, 0.25, 0.75], []
+
+    def evaluate(self, model, run, step, execution):
+        return {"seen": scores[step // 3 - 1]}
+
+    def draw(*given, **options):
+        if not killed:
+            killed.append(True)
+            raise Killed
+        return evaluate_model(*given, **options)
+
+    monkeypatch.setattr(Validator, "evaluate", evaluate)
+    monkeypatch.setattr("student.engine.run.evaluate_model", draw)
+    config = configure_run(tmp_path / "run", batch_size=4, schedule="step", **EARLY)
+    with pytest.raises(Killed):
+        run_student(config)
+    assert not (tmp_path / "run/results.json").exists()
+    (line,) = (line for line in messages if "training ended after epoch 4 of 9" in line)
+    for fact in ("2 validations without", "than epoch 2 (seen 50.00)", "--patience"):
+        assert fact in line
+    messages.clear()
+    results = run_student(config)
+    assert "resuming at step 12 of 27" in "\n".join(messages)
+    steps = [(one["step"], one["best"]) for one in read_lines(tmp_path / "run/validation.jsonl")]
+    assert steps == [(3, True), (6, True), (9, False), (12, False)]
+    last = load_checkpoint(tmp_path / "run/checkpoint.pt")
+    assert last.state["step"] == 12 and last.recipe.train.patience == 2
+    assert load_checkpoint(tmp_path / "run/best.pt").state["step"] == 6
+    messages.clear()
+    assert run_student(config).metrics == results.metrics
+    assert any("this run is finished" in line for line in messages)
+    # More patience continues it in another folder, and ends at the next best score.
+    more = {"batch_size": 4, "schedule": "step", **EARLY, "epochs": 5, "patience": 3}
+    source = str(tmp_path / "run")
+    run_student(configure_run(tmp_path / "longer", **more, resume=source))
+    last = load_checkpoint(tmp_path / "longer/checkpoint.pt")
+    assert last.state["step"] == 15 and last.state["best"] == {"score": 0.75, "step": 15}
+    assert not any("training ended" in line for line in messages)
+
+
+def test_only_heads_need_whole_pretrained_weights(run, configure_run, tmp_path, messages):
+    config = configure_run(tmp_path / "heads", heads_only=True, epochs=2)
+    with pytest.raises(InputError, match=r"^--heads-only: expected --pretrained .*, found none$"):
+        run_student(config)
+    body = SingleFeatureMap(ToyBackbone()).state_dict()
+    file = tmp_path / "body.safetensors"
+    save_file({f"backbone.{name}": value for name, value in body.items()}, file)
+    message = r"--heads-only: .*, found a toy detector without .*encoder \d+.*body\.safetensors"
+    with pytest.raises(InputError, match=message):
+        run_student(replace(config, pretrained=file))
+    assert not config.out.exists()
+    run_student(replace(config, pretrained=run))
+    old, new = (load_checkpoint(path / "checkpoint.pt").weights for path in (run, config.out))
+    changed = {name.split(".")[0] for name in new if not torch.equal(new[name], old[name])}
+    heads = {"human_box_head", "object_box_head", "object_head", "verb_head", "interactive_head"}
+    assert changed == {*heads, "query_source"}
+    # A finished or interrupted run needs the file no more.
+    run_student(replace(config, pretrained=run))
+    assert any("this run is finished" in line for line in messages)
+    with pytest.raises(InputError, match=r"found others .*--heads-only: True, now False"):
+        run_student(configure_run(config.out, epochs=2, pretrained=run))
 
 
 def evaluate_run(path, data, out):

@@ -88,6 +88,27 @@ def test_a_learning_rate_of_0_freezes_the_backbone(make_trainer, samples, backbo
     assert found and not [name for name in found if name.startswith("backbone.")]
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("queries", ["learned", "proposals"])
+def test_only_heads_are_trained(make_trainer, samples, queries, accumulation):
+    options = {"heads_only": True, "accumulation": accumulation, "matching_head": True}
+    trainer = make_trainer("run", queries=queries, **options)
+    model = trainer.train_step.model
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    step(trainer, samples)
+    heads = {"human_box_head", "object_box_head", "object_head", "verb_head", "interactive_head"}
+    heads |= {"matching_head"}
+    if queries == "proposals":
+        heads |= {"query_source.head", "query_source.label"}
+    trained = {name for name in before if name.startswith(tuple(f"{head}." for head in heads))}
+    changed = {
+        name for name, value in model.state_dict().items() if not torch.equal(value, before[name])
+    }
+    assert changed == trained == gradients(trainer).keys()
+    groups = trainer.train_step.optimizer.param_groups
+    assert sum(len(group["params"]) for group in groups) == len(trained)
+
+
 def test_images_are_padded_to_the_size_of_other_processes(make_trainer, different_sizes):
     trainer = make_trainer("run")
     model, frames = trainer.train_step.model, []

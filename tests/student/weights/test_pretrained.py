@@ -13,7 +13,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from pipeline.splits import load_split
 from pipeline.toy.backbone import SingleFeatureMap, ToyBackbone
 from pipeline.utils.errors import InputError
-from pipeline.vocabulary import load_vocabulary
+from pipeline.vocabulary import load_vocabulary, normalise_name
 from student.config import Recipe
 from student.weights.checkpoint_file import Checkpoint, save_checkpoint
 from student.weights.pretrained import LoadReport, load_pretrained
@@ -205,10 +205,12 @@ def test_a_v_coco_model_has_one_object_more_and_other_verbs(start, build, config
     assert "of 117 rows found among 29, none for " in report.partial["verb_head"]
 
 
-def save_run(path, model, vocabulary):
+def save_run(path, model, vocabulary, split="ua"):
     recipe = Recipe(model.config)
     weights = model.state_dict()
-    save_checkpoint(path, Checkpoint(recipe, vocabulary, load_split(vocabulary, "ua"), weights, {}))
+    save_checkpoint(
+        path, Checkpoint(recipe, vocabulary, load_split(vocabulary, split), weights, {})
+    )
 
 
 @pytest.fixture(scope="module")
@@ -242,6 +244,89 @@ def test_a_run_with_another_vocabulary(build, toy, vocabulary, tmp_path):
     assert torch.equal(model.verb_head.weight[-1], initial)
     assert report.partial["verb_head"] == "11 of 12 rows found among 11, none for sell"
     assert report.partial["query_source.head.object_logits"].endswith("none for car")
+
+
+# Names that the vocabulary of the photographs shares with those of the toy dataset and HICO-DET.
+PHOTOS = load_vocabulary(Path(__file__).parents[2] / "data/photos/vocabulary.json")
+SHARED = {
+    "toy": (
+        {"person", "horse", "dog", "umbrella", "skateboard", "chair"},
+        {"carry", "hold", "jump", "ride", "sit_on"},
+    ),
+    "hico-det": (
+        set(PHOTOS.objects),
+        {"carry", "cut", "eat", "hold", "jump", "ride", "sit_on", "wear"},
+    ),
+}
+
+
+def assert_rows_by_name(new, old, initial, names, old_names, expected, suffix=()):
+    """Rows of a shared name are the old ones, others the initial ones; then `suffix` rows."""
+    found = {normalise_name(name): row for row, name in enumerate(old_names)}
+    shared = set()
+    for row, name in enumerate(names):
+        if normalise_name(name) in found:
+            shared.add(name)
+            assert torch.equal(new[row], old[found[normalise_name(name)]]), name
+        else:
+            assert torch.equal(new[row], initial[row]), name
+    assert shared == expected
+    assert len(new) == len(names) + len(suffix)
+    assert all(torch.equal(new[row], old[row]) for row in suffix)
+
+
+@pytest.mark.parametrize("source_name", ["toy", "hico-det"])
+@pytest.mark.parametrize("queries", ["learned", "proposals"])
+def test_rows_of_equal_names_serve_the_photographs(build, toy, queries, source_name, tmp_path):
+    """A student of other classes starts a run on the photographs, whatever its queries."""
+    theirs = load_vocabulary(source_name)
+    sizes = {"queries": queries, "num_objects": theirs.num_objects, "num_verbs": theirs.num_verbs}
+    source = build(replace(toy, **sizes), seed=5)
+    save_run(tmp_path / "checkpoint.pt", source, theirs, "full")
+    ours = {**sizes, "num_objects": PHOTOS.num_objects, "num_verbs": PHOTOS.num_verbs}
+    model = build(replace(toy, **ours))
+    initial = {name: value.clone() for name, value in model.state_dict().items()}
+    report = load_pretrained(model, tmp_path, PHOTOS)
+    old, new = source.state_dict(), model.state_dict()
+    objects, verbs = SHARED[source_name]
+    by_object = {"object_head.weight": (-1,), "object_head.bias": (-1,)}
+    if queries == "proposals":
+        by_object |= dict.fromkeys(
+            f"query_source.{part}"
+            for part in ("label.weight", "head.object_logits.weight", "head.object_logits.bias")
+        )
+    for name, suffix in by_object.items():
+        rows = (new[name], old[name], initial[name])
+        assert_rows_by_name(*rows, PHOTOS.objects, theirs.objects, objects, suffix or ())
+    for name in ("verb_head.weight", "verb_head.bias"):
+        rows = (new[name], old[name], initial[name])
+        assert_rows_by_name(*rows, PHOTOS.verbs, theirs.verbs, verbs)
+    by_class = {*by_object, "verb_head.weight", "verb_head.bias"}
+    for name in new.keys() - by_class:
+        assert torch.equal(new[name], old[name]), name
+    share = f"{len(verbs)} of {PHOTOS.num_verbs} rows found among {theirs.num_verbs}, none for "
+    assert report.partial["verb_head"].startswith(share)
+    assert not report.missing and not report.unused
+
+
+def test_a_published_student_serves_the_photographs(start, build, config):
+    """Rows of HICO-DET's objects and verbs; a verb that HICO-DET lacks stays random."""
+    source = build(config, seed=5)
+    ours = replace(config, num_objects=PHOTOS.num_objects, num_verbs=PHOTOS.num_verbs)
+    initial = {name: value.clone() for name, value in build(ours).state_dict().items()}
+    model, report, _ = start(ours, published(source), vocabulary=PHOTOS)
+    assert report.kind == "an EoID or CDN checkpoint"
+    old, new = source.state_dict(), model.state_dict()
+    objects, verbs = SHARED["hico-det"]
+    for kind in ("weight", "bias"):
+        name = f"object_head.{kind}"
+        rows = (new[name], old[name], initial[name])
+        assert_rows_by_name(*rows, PHOTOS.objects, HICO.objects, objects, (-1,))
+        name = f"verb_head.{kind}"
+        rows = (new[name], old[name], initial[name])
+        assert_rows_by_name(*rows, PHOTOS.verbs, HICO.verbs, verbs)
+    share = "8 of 10 rows found among 117, none for look_at, touch"
+    assert report.partial == {"verb_head": share} and not report.missing
 
 
 def test_box_heads_of_learned_queries_are_not_used_for_proposals(start, build, config, detr_state):
