@@ -72,6 +72,12 @@ def evaluate(setting: str, **options: Any) -> None:
 @click.argument("cache", type=FOLDER)
 @option("--json", type=FILE, help="Write the statistics to this file.")
 @figure_option
+@option(
+    "--data",
+    "dataset",
+    type=FOLDER,
+    help="Dataset that the cache was built from; adds annotated pairs without interaction.",
+)
 @overwrite_option
 @config_option
 def inspect(**options: Any) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from evaluation.tables import format_percent
 from pipeline.utils.files import atomic_write
+from pipeline.vocabulary import NO_INTERACTION
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +24,7 @@ BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#e69f00", "#009e73", "#cc79a7"
 SHADES, OTHERS = (BLUE, "#56b4e9", "#a6d5f2"), "#dcdad3"
 # Sizes in inches.
 WIDTH, TOP_HEIGHT, BAR_HEIGHT, VERB_HEIGHT, MARGIN = 10.5, 2.9, 0.26, 0.21, 1.1
-MAX_OBJECTS, MAX_BARS, CONFIDENCE_BINS = 40, 60, 20
+MAX_OBJECTS, MAX_BARS, HISTOGRAM_BINS = 40, 60, 20
 # Minimum length in percent of a bar segment that can contain its action's name.
 MIN_NAMED_PERCENT = 9
 # More verbs than this are drawn in two columns.
@@ -37,7 +38,7 @@ VERB_MARKERS = (
 
 
 def draw_overview(file: Path, title: str, overview: dict[str, Any]) -> None:
-    """Draws pairs per image, the teacher's confidence and its top actions by object.
+    """Draws pairs per image, the teacher's confidence, its entropy and its top actions by object.
 
     Args:
         file: the file to write; its suffix decides the format.
@@ -47,12 +48,17 @@ def draw_overview(file: Path, title: str, overview: dict[str, Any]) -> None:
     objects = list(overview["top_actions"].items())[:MAX_OBJECTS]
     bottom = BAR_HEIGHT * max(len(objects), 1) + MARGIN
     with _new_figure(file, title, TOP_HEIGHT + bottom) as figure:
-        grid = figure.add_gridspec(2, 2, height_ratios=[TOP_HEIGHT, bottom])
+        grid = figure.add_gridspec(2, 3, height_ratios=[TOP_HEIGHT, bottom])
         unions = format_percent(overview["repeated_unions"])
         axis = _add_panel(figure, grid[0, 0], f"Images by pairs ({unions} % of unions repeat)", "y")
         _draw_pairs_per_image(axis, np.array(overview["pairs_per_image"]["images_by_pairs"]))
         axis = _add_panel(figure, grid[0, 1], "Pairs by probability of the best action, %", "y")
-        _draw_confidence(axis, overview["confidence"])
+        confidence = dict(overview["confidence"])
+        if overview.get(NO_INTERACTION):
+            confidence["annotated, no interaction"] = overview[NO_INTERACTION]["confidence"]
+        _draw_histograms(axis, confidence, "probability")
+        axis = _add_panel(figure, grid[0, 2], "Pairs by entropy of the probabilities, %", "y")
+        _draw_histograms(axis, overview["entropy"], "entropy / maximum of the object")
         axis = _add_panel(figure, grid[1, :], "Best action by object, % of its pairs", "x")
         _draw_actions(axis, objects)
 
@@ -66,14 +72,18 @@ def _draw_pairs_per_image(axis: Axes, counts: np.ndarray) -> None:
     axis.locator_params(integer=True)
 
 
-def _draw_confidence(axis: Axes, confidence: dict[str, Any]) -> None:
-    for row, (kind, values) in enumerate(confidence.items()):
+def _draw_histograms(axis: Axes, distributions: dict[str, Any], label: str) -> None:
+    width = 0.9 / len(distributions)
+    for row, (kind, values) in enumerate(distributions.items()):
         shares = 100 * np.array(values["histogram"]) / max(values["pairs"], 1)
-        left = (np.arange(CONFIDENCE_BINS) + 0.05 + 0.45 * row) / CONFIDENCE_BINS
-        colour = (BLUE, ORANGE)[row]
-        axis.bar(left, shares, 0.45 / CONFIDENCE_BINS, align="edge", color=colour, label=kind)
+        left = (np.arange(HISTOGRAM_BINS) + 0.05 + width * row) / HISTOGRAM_BINS
+        colour = (BLUE, ORANGE, PURPLE)[row]
+        name = f"{kind} ({values['pairs']:,})"
+        axis.bar(left, shares, width / HISTOGRAM_BINS, align="edge", color=colour, label=name)
     axis.set_xlim(0, 1)
-    axis.legend(frameon=False, loc="upper left")
+    axis.set_xlabel(label)
+    # With a background, as the lines of the grid would cross the text.
+    axis.legend(loc="best", edgecolor="none", framealpha=1)
 
 
 def _draw_actions(axis: Axes, objects: Sequence[tuple[str, dict[str, int]]]) -> None:

@@ -22,6 +22,8 @@ def test_the_figure_of_the_overview(tmp_path, num_objects, num_verbs, max_pairs)
             "pairs_per_image": {"images_by_pairs": [1] * (max_pairs + 1)},
             "repeated_unions": 0.5 if num_objects else None,
             "confidence": {"annotated": distribution, "proposed": distribution},
+            "entropy": {"annotated": distribution, "proposed": distribution},
+            "no_interaction": {"confidence": distribution},
             "top_actions": {f"object {number}": verbs for number in range(num_objects)},
         },
     )
