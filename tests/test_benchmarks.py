@@ -4,12 +4,14 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from benchmarks import cache_build, cache_read, dataset_sheet, evaluate, student_step
+from benchmarks import cache_build, cache_read, dataset_sheet, evaluate, pair_recall, student_step
 from benchmarks.timing import Timings, time_in_turns
+from pipeline.types import Pairs
 
 
 @pytest.fixture
@@ -79,3 +81,36 @@ def test_a_sheet_of_a_dataset(tmp_path, monkeypatch):
     with Image.open(out) as sheet:
         assert abs(sheet.width - dataset_sheet.WIDTH) < 8 and sheet.height > 2000
     assert out.stat().st_size < 400_000
+
+
+PHOTOS = Path(__file__).parent / "data/photos"
+
+
+def test_pair_recall_of_the_photographs(run, tmp_path):
+    pytest.importorskip("matplotlib", reason="the extra report is not installed")
+    out = tmp_path / "recall.png"
+    rows = run(pair_recall, f"{PHOTOS} --proposals {PHOTOS / 'detections.json'} --out {out}")
+    rows = rows["thresholds"]
+    assert [row["threshold"] for row in rows] == list(pair_recall.THRESHOLDS)
+    for name in ("pairs_per_image", "recall"):
+        values = [row[name] for row in rows]
+        assert values == sorted(values, reverse=True) and values[0] > values[-1]
+    # Of 31 annotated pairs, at the default threshold.
+    assert rows[2]["recall"] == pytest.approx(14 / 31)
+    assert out.read_bytes().startswith(b"\x89PNG")
+    text = (PHOTOS.parents[2] / "docs/how-to/detectors.md").read_text()
+    table = pair_recall.format_markdown([pair_recall.PairRecall(**row) for row in rows])
+    assert table in text
+
+
+def test_pairs_match_with_both_boxes_and_the_object():
+    def pairs(rows):
+        left, object_left, labels = np.array(rows, dtype=np.float32).T
+        boxes = [np.stack([x, 0 * x, x + 10, 0 * x + 10], axis=1) for x in (left, object_left)]
+        ones = np.ones(len(rows), dtype=np.float32)
+        return Pairs(*boxes, labels.astype(np.int64), ones, ones, np.zeros(len(rows), np.uint8))
+
+    # The IoU of boxes that are shifted by 3 is 7 / 13, by 4 it is 6 / 14.
+    detected = [(3, 47, 1), (4, 50, 1), (0, 46, 1), (0, 50, 2)]
+    match = pair_recall.match_pairs(pairs([(0, 50, 1), (90, 50, 1)]), pairs(detected))
+    assert match.tolist() == [[True, False, False, False], [False] * 4]

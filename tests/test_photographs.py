@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision.models import get_model
 
+from benchmarks import pair_recall
 from evaluation.cli import main as eval_main
 from evaluation.predictions import read_predictions
 from evaluation.results import read_results
@@ -148,7 +149,11 @@ def test_the_cache_and_the_commands_on_it(photos, built, tmp_path):
     rescored = open_cache(tmp_path / "rescored")
     assert rescored.image_ids == cache.image_ids
     assert np.abs(rescored[RIDERS].probabilities - cache[RIDERS].probabilities).max() > 0
-    run(cache_main, "evaluate", built, "--data", photos, "--split", photos / "unseen.toml")
+    words = ("--split", photos / "unseen.toml", "--json", tmp_path / "teacher.json")
+    run(cache_main, "evaluate", built, "--data", photos, *words)
+    (row,) = pair_recall.measure(photos, photos / "detections.json", thresholds=[0.2])
+    results = read_results(tmp_path / "teacher.json")
+    assert results.extra["pair_recall"] == pytest.approx(row.recall)
 
 
 def test_every_photograph_can_be_shown(photos, built, tmp_path):
