@@ -11,19 +11,23 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from benchmarks.photographs import DETECTIONS, TEACHER, write_photographs
+from benchmarks.plain_student import PlainTraining
 from evaluation.hico.average_precision import evaluate
 from pipeline.splits import FULL
 from pipeline.utils.files import read_json, write_json
 from pipeline.utils.progress import Progress
-from student.data.dataset import Batch, collate
+from student.data.dataset import Batch, TrainingBatches
+from student.data.samplers import DistributedBatchSampler, steps_per_epoch
 from student.engine.checkpointing import RunState, find_latest_intact, list_checkpoints
 from student.engine.run import init_norm_statistics
 from student.engine.run_inputs import RunConfig, RunInputs, build_inputs
@@ -80,9 +84,9 @@ class Overfit:
         torch.manual_seed(config.seed)
         self.model = HOIDetector(recipe.model)
         init_norm_statistics(self.model, images)
-        self.steps_per_epoch = -(-len(images) // config.batch_size)
+        per_epoch = steps_per_epoch(len(images), config.batch_size)
         self.train_step = TrainStep(
-            recipe, self.model, self.inputs.split, self.steps_per_epoch, Execution(CPU)
+            recipe, self.model, self.inputs.split, per_epoch, Execution(CPU)
         )
         self.state = RunState(self.train_step, images.vocabulary, self.inputs.split, config.out, {})
         self.curve: list[dict[str, Any]] = []
@@ -92,13 +96,15 @@ class Overfit:
             points = read_json(config.out / CURVE)
             self.curve = [point for point in points if point["step"] <= self.state.step]
 
-    def batch(self, step: int) -> Batch:
-        """The batch of a step, of images in an order drawn for its epoch."""
-        epoch, position = divmod(step, self.steps_per_epoch)
-        images = self.inputs.images
-        order = np.random.default_rng([self.config.seed, epoch]).permutation(len(images))
-        chosen = order[position * self.config.batch_size :][: self.config.batch_size]
-        return collate([images[epoch, int(index)] for index in chosen])
+    def batches(self) -> Iterator[Batch]:
+        """The batches of the remaining steps, composed as in `eoid-train student`."""
+        images, train = self.inputs.images, self.inputs.recipe.train
+        sampler = DistributedBatchSampler(
+            images.sizes, len(images), train.epochs, train.batch_size, train.seed
+        )
+        sampler.first_step = self.state.step
+        loader = TrainingBatches(images, cast(int, self.model.backbone.size_divisible))
+        return map(loader.__getitem__, sampler)
 
     def run(self) -> list[dict[str, Any]]:
         """Trains to the last step; returns the points of the curves."""
@@ -106,8 +112,8 @@ class Overfit:
         progress = Progress(config.steps, "training", "steps", self.state.step)
         seconds, started = (self.curve[-1]["seconds"] if self.curve else 0.0), time.perf_counter()
         self.model.train()
-        while self.state.step < config.steps:
-            found = self.train_step(self.batch(self.state.step))
+        for batch in islice(self.batches(), config.steps - self.state.step):
+            found = self.train_step(batch)
             self.state.step += 1
             losses.append({name: value.item() for name, value in found.items()})
             progress.update()
@@ -122,6 +128,21 @@ class Overfit:
                 losses, started = [], time.perf_counter()
         progress.close()
         return self.curve
+
+    def compare_with_plain(self, steps: int) -> list[dict[str, float]]:
+        """Trains a plain copy on the same batches; returns the total losses of each step.
+
+        The learning rates are those of the first step throughout.
+        """
+        recipe, split = self.inputs.recipe, self.inputs.split
+        plain = PlainTraining(self.model, recipe, torch.from_numpy(split.distilled_verbs))
+        self.model.train()
+        pairs = []
+        for batch in islice(self.batches(), steps):
+            expected = plain(batch)
+            found = self.train_step(batch)
+            pairs.append({"plain": expected["total"], "student": found["total"].item()})
+        return pairs
 
     def score(self) -> float:
         """The mAP on the training images, in the default setting."""
@@ -148,7 +169,8 @@ def prepare(config: OverfitConfig) -> RunInputs:
             device="cpu",
         )
     )
-    epochs = -(-config.steps * config.batch_size // len(read_json(data / "annotations/train.json")))
+    num_images = config.photographs or len(read_json(data / "annotations/train.json"))
+    epochs = -(-config.steps // steps_per_epoch(num_images, config.batch_size))
     options = {
         "queries": config.queries,
         "augmentation": "toy",
@@ -180,15 +202,24 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=100, help="steps between two points")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="other settings")
+    parser.add_argument(
+        "--plain-steps",
+        type=int,
+        help="instead, compare this many losses with those of a plain"
+        " second implementation of the training",
+    )
     options = vars(parser.parse_args())
     file = options.pop("json")
     pairs = [word.split("=") for word in options.pop("set")]
     options["options"] = tuple((name, json.loads(value)) for name, value in pairs)
     options["out"] = options["out"] or file.with_suffix("")
-    config = OverfitConfig(**options)
-    curve = Overfit(config).run()
-    settings = {**options, "out": str(config.out), "threads": torch.get_num_threads()}
-    write_json(file, {"settings": settings, "curve": curve})
+    plain_steps = options.pop("plain_steps")
+    overfit = Overfit(OverfitConfig(**options))
+    settings = {**options, "out": str(options["out"]), "threads": torch.get_num_threads()}
+    if plain_steps:
+        write_json(file, {"settings": settings, "losses": overfit.compare_with_plain(plain_steps)})
+    else:
+        write_json(file, {"settings": settings, "curve": overfit.run()})
 
 
 if __name__ == "__main__":

@@ -250,6 +250,17 @@ def train() -> None:
         help="Number of steps between log records.",
     ),
     option(
+        "--test-every",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default="only after the last epoch",
+        hidden=True,
+        help=(
+            "Number of epochs between evaluations of the test images, whose seen and unseen mAP go"
+            " to RUN/test.jsonl. Nothing is chosen by them."
+        ),
+    ),
+    option(
         "--tensorboard",
         is_flag=True,
         hidden=True,

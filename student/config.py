@@ -156,6 +156,12 @@ class MatcherConfig(CheckedSettings):
         high=1,
         group=DISTILLATION,
     )
+    interactive_warmup: int = setting(
+        0,
+        "Number of epochs in which the minimum interactive probability rises from 0.",
+        low=0,
+        group=DISTILLATION,
+    )
     topk: int = setting(
         3,
         "Number of candidates per image that may be matched to the teacher's outputs.",

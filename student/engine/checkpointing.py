@@ -34,7 +34,7 @@ from pipeline.utils.files import (
 from pipeline.utils.logging import get_logger
 from pipeline.vocabulary import Vocabulary
 from student.config import RECIPE_PARTS
-from student.engine.metrics_log import EVALUATIONS, METRICS, RANK_LOGS, TENSORBOARD
+from student.engine.metrics_log import EVALUATIONS, METRICS, RANK_LOGS, TENSORBOARD, TESTS
 from student.engine.train_step import TrainStep
 from student.utils import seeding
 from student.weights.checkpoint_file import (
@@ -53,7 +53,7 @@ logger = get_logger(__name__)
 CONFIG_FILE, LOCK_FILE, FEW_SHOT_FILE = "config.json", ".lock", "shots.json"
 DAMAGED_CHECKPOINT = "checkpoint-damaged.pt"
 RUN_FILES = (
-    *(CHECKPOINT, PREVIOUS, DAMAGED_CHECKPOINT, BEST, LOAD_REPORT, METRICS, EVALUATIONS),
+    *(CHECKPOINT, PREVIOUS, DAMAGED_CHECKPOINT, BEST, LOAD_REPORT, METRICS, EVALUATIONS, TESTS),
     *(RESULTS_FILE, PREDICTIONS_FILE, REPORT_FILE, FEW_SHOT_FILE),
 )
 RUN_FOLDERS = (RANK_LOGS, TENSORBOARD, SAMPLES_FOLDER)

@@ -6,6 +6,7 @@ An evaluation writes predictions, scores and drawings to the run folder.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,38 @@ def split_validation(val_size: float, size: int, seed: int) -> tuple[list[int], 
     held = np.zeros(size, dtype=bool)
     held[rng.choice(size, count, replace=False)] = True
     return np.flatnonzero(~held).tolist(), np.flatnonzero(held).tolist()
+
+
+@dataclass(frozen=True, eq=False)
+class Tester:
+    """Evaluates a model on the test images every few epochs, for curves only.
+
+    Attributes:
+        records, annotations: the images and their annotations, in the same order.
+        split: defines seen and unseen.
+        vocabulary: vocabulary of the annotations.
+        every: number of epochs between evaluations; the last one is left to `evaluate_model`.
+    """
+
+    records: Sequence[ImageRecord]
+    annotations: Sequence[Annotation]
+    split: Split
+    vocabulary: Vocabulary
+    every: int
+
+    def evaluate(self, predictor: BatchPredictor, execution: Execution) -> dict[str, float]:
+        """The mAP of full, seen and unseen in the default setting, as fractions.
+
+        All processes have to call this; the model is put into eval mode.
+        """
+        detections = predictor.to(execution.device).predict(
+            self.records, execution.context, execution.workers
+        )
+        scores = evaluate(self.annotations, detections, self.vocabulary)
+        unseen = np.isin(np.arange(self.vocabulary.num_interactions), list(self.split.unseen))
+        groups = {"full": None, "seen": np.flatnonzero(~unseen), "unseen": np.flatnonzero(unseen)}
+        means = {name: scores.mean_ap(rows) for name, rows in groups.items()}
+        return {name: value for name, value in means.items() if value is not None}
 
 
 class Validator:

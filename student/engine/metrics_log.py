@@ -24,7 +24,7 @@ from student.utils.distributed import DistContext
 
 logger = get_logger(__name__)
 
-METRICS, EVALUATIONS = "metrics.jsonl", "validation.jsonl"
+METRICS, EVALUATIONS, TESTS = "metrics.jsonl", "validation.jsonl", "test.jsonl"
 RANK_LOGS = "logs"
 TENSORBOARD = "tensorboard"
 # Field of a record with the numbers of candidate pairs, see `CandidateCounts`.
@@ -96,6 +96,7 @@ class MetricsLogger:
         if self._context.is_main_process:
             truncate_log(self._run_dir / METRICS, self._step)
             truncate_log(self._run_dir / EVALUATIONS, self._step)
+            truncate_log(self._run_dir / TESTS, self._step)
         if self._context.world_size > 1:
             self._rank_log.parent.mkdir(exist_ok=True)
             truncate_log(self._rank_log, self._step)
@@ -160,6 +161,15 @@ class MetricsLogger:
         scores = ", ".join(f"{name} {100 * value:.2f}" for name, value in metrics.items())
         logger.info(f"epoch {epoch}, validation: {scores}{' (best so far)' if best else ''}")
         self._add_scalars(step, {f"val/{name}": value for name, value in metrics.items()})
+
+    def log_test(self, step: int, epoch: int, metrics: dict[str, float]) -> None:
+        """Writes the metrics of test images; does nothing outside the main process."""
+        if not self._context.is_main_process:
+            return
+        append_line(self._run_dir / TESTS, {"step": step, "epoch": epoch, "metrics": metrics})
+        scores = ", ".join(f"{name} {100 * value:.2f}" for name, value in metrics.items())
+        logger.info(f"epoch {epoch}, test: {scores}")
+        self._add_scalars(step, {f"test/{name}": value for name, value in metrics.items()})
 
     def _add_scalars(self, step: int, values: dict[str, float]) -> None:
         if self._tensorboard is not None:

@@ -26,7 +26,7 @@ from student.data.dataset_part import (
 from student.data.few_shot import select_few_shot
 from student.data.text_embeddings import text_head_options
 from student.data.transforms import build_augmentation
-from student.engine.evaluate import Validator, split_validation
+from student.engine.evaluate import Tester, Validator, split_validation
 from student.utils.distributed import DistContext
 from student.weights.checkpoint_file import RUN_FORMAT
 from teacher_cache.reader.cache import TeacherCache, open_cache
@@ -67,6 +67,7 @@ class RunConfig:
     checkpoint_minutes: float = 15.0
     log_every: int = 10
     tensorboard: bool = False
+    test_every: int = 0
     skip_unreadable: bool = False
     limit: int | None = None
     name: str | None = None
@@ -89,6 +90,7 @@ class RunInputs:
         dataset, cache, split, recipe: as requested.
         images: training images of the dataset.
         validator: evaluates held-out training images; None without.
+        tester: evaluates the test images during the training; None without.
         extra: training images of the extra datasets.
         limit: number of images to which training images were limited; None for all.
     """
@@ -99,6 +101,7 @@ class RunInputs:
     recipe: Recipe
     images: TrainingDataset
     validator: Validator | None = None
+    tester: Tester | None = None
     extra: Sequence[TrainingDataset] = ()
     limit: int | None = None
 
@@ -186,7 +189,10 @@ def build_inputs(config: RunConfig, context: DistContext) -> RunInputs:
     extra = open_extra_datasets(
         config.extra_data, dataset, cache, split, recipe, context, config.limit
     )
-    return RunInputs(dataset, cache, split, recipe, images, validator, extra, limit)
+    tester = None
+    if config.test_every:
+        tester = Tester(test.records, test.annotations, split, vocabulary, config.test_every)
+    return RunInputs(dataset, cache, split, recipe, images, validator, tester, extra, limit)
 
 
 def _build_recipe(config: RunConfig, vocabulary: Vocabulary, cache: TeacherCache) -> Recipe:

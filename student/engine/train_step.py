@@ -67,6 +67,7 @@ class TrainStep:
         dataset_names: Sequence[str] = (),
     ) -> None:
         self.recipe, self.execution, self.dataset_names = recipe, execution, dataset_names
+        self.steps_per_epoch = steps_per_epoch
         train, device = recipe.train, execution.device
         freeze_parameters(model, train)
         # Convolutions are faster in this memory format, on CPUs and GPUs.
@@ -85,6 +86,14 @@ class TrainStep:
     def lr(self) -> float:
         """The learning rate of the next step, except for the backbone."""
         return self.optimizer.param_groups[0]["lr"]
+
+    @property
+    def interactive_threshold(self) -> float:
+        """The minimum interactive probability of the next step, which rises during its warm-up."""
+        matcher = self.recipe.matcher
+        warmup = matcher.interactive_warmup * self.steps_per_epoch
+        done = self.scheduler.last_epoch / warmup if warmup else 1.0
+        return matcher.interactive_threshold * min(1.0, done)
 
     @property
     def eval_model(self) -> HOIDetector:
@@ -107,6 +116,7 @@ class TrainStep:
             batch. With several datasets also "dataset/loss", the part of a loss that a dataset's
             images contribute, and "dataset/images", their number in this process.
         """
+        self.criterion.matcher.interactive_threshold = self.interactive_threshold
         self.optimizer.zero_grad(set_to_none=True)
         count = min(self.execution.accumulation, len(batch))
         ends = [len(batch) * part // count for part in range(count + 1)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -72,6 +73,7 @@ class Trainer:
         self.recipe, self.run_dir, self.execution = inputs.recipe, run_dir, execution
         self.checkpoint_seconds, self.log_every = 60 * checkpoint_minutes, log_every
         self.tensorboard, self.validator = tensorboard, inputs.validator
+        self.tester = inputs.tester
         datasets = [inputs.images, *inputs.extra]
         self.sampler, images_per_step = self._build_sampler(inputs)
         self.steps_per_epoch = self.sampler.steps_per_epoch
@@ -231,6 +233,7 @@ class Trainer:
             self._exit(StopRequest(stop))
         if is_epoch_end:
             self._validate_if_due(log, signals)
+            self._test_if_due(log, signals)
 
     def _next_batch(
         self, batches: Iterator[Batch], log: MetricsLogger, signals: StopSignalHandler
@@ -306,6 +309,28 @@ class Trainer:
             )
         exit_process(stop)
 
+    def _test_if_due(self, log: MetricsLogger, signals: StopSignalHandler) -> None:
+        """Evaluates the test images after the epochs that the caller of the run wants."""
+        epoch = self.step // self.steps_per_epoch
+        if self.tester is None or self.step == self.total_steps or epoch % self.tester.every:
+            return
+        with self._evaluation(signals):
+            scores = self.tester.evaluate(self.predictor, self.execution)
+        log.log_test(self.step, epoch, scores)
+
+    @contextmanager
+    def _evaluation(self, signals: StopSignalHandler) -> Iterator[None]:
+        """Within, the model is evaluated, which does not change the training's random numbers.
+
+        The checkpoint of this step is written, so that a signal may end the evaluation.
+        """
+        device = self.execution.device
+        # Without `gpus`, `fork_rng` would initialise all visible GPUs.
+        gpus = [device] if device.type == "cuda" else []
+        with signals.deliver(), torch.random.fork_rng(gpus):
+            yield
+        self.train_step.model.train()
+
     def _validate_if_due(self, log: MetricsLogger, signals: StopSignalHandler) -> None:
         """Validates after the epochs that the recipe names, once per step."""
         train, (epochs, remainder) = self.recipe.train, divmod(self.step, self.steps_per_epoch)
@@ -313,15 +338,10 @@ class Trainer:
         is_done = remainder or self.state.evaluated >= self.step
         if self.validator is None or not is_due or is_done:
             return
-        # The checkpoint of this step is written, so that a signal may end the validation. Without
-        # `gpus`, `fork_rng` would initialise all visible GPUs.
-        device = self.execution.device
-        gpus = [device] if device.type == "cuda" else []
-        with signals.deliver(), torch.random.fork_rng(gpus):
+        with self._evaluation(signals):
             scores = self.validator.evaluate(
                 self.predictor, self.run_dir, self.step, self.execution
             )
-        self.train_step.model.train()
         is_best = self.state.record_score(scores.get("seen", 0.0))
         log.log_validation(self.step, epochs, scores, is_best)
         if is_best and train.keep == "best":

@@ -86,11 +86,15 @@ class TwoStageMatcher:
         config: factors of the costs and thresholds of stage 2.
         distilled_verbs: (V,) bool, the verbs that the teacher is distilled for (u in the paper).
             That a pair has no label of such a verb does not count in the verb cost.
+
+    Attributes:
+        interactive_threshold: that of `config`, or a lower one during its warm-up.
     """
 
     def __init__(self, config: MatcherConfig, distilled_verbs: Tensor) -> None:
         self.config = config
         self.distilled_verbs = distilled_verbs
+        self.interactive_threshold = config.interactive_threshold
 
     @torch.no_grad()
     def __call__(self, outputs: dict[str, Tensor], batch: Targets) -> QueryMatches:
@@ -192,8 +196,9 @@ class TwoStageMatcher:
         overlapping = [
             match for match in _solve(costs, free_queries, candidates) if iou_mask[match]
         ]
-        threshold = self.config.interactive_threshold
-        confident = [match for match in overlapping if interactive[match[0]] > threshold]
+        confident = [
+            match for match in overlapping if interactive[match[0]] > self.interactive_threshold
+        ]
         confident.sort(key=lambda match: -interactive[match[0]])
         kept = confident[: self.config.topk]
         counts = CandidateCounts(len(candidates), len(overlapping), len(confident), len(kept))
