@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from training import read_lines
+from training import assert_equal_weights, read_lines
 
 from evaluation.predictions import read_predictions
 from evaluation.results import read_results
@@ -369,3 +369,24 @@ def test_a_limit_above_the_number_of_images_is_none(run, configure_run, finished
     assert results.metrics == finished[1].metrics and not results.limit_note
     with pytest.raises(InputError, match=r"found others \(--limit: nothing, now 15\)"):
         run_student(configure_run(run, limit=15))
+
+
+def test_test_images_are_scored_during_the_training(configure_run, tmp_path):
+    """A run with a curve of test scores has the same weights as one without."""
+    for name, options in (("curve", {"test_every": 1}), ("plain", {})):
+        run_student(configure_run(tmp_path / name, epochs=3, dropout=0.2, **options))
+    lines = read_lines(tmp_path / "curve/test.jsonl")
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert all(set(line["metrics"]) == {"full", "seen", "unseen"} for line in lines)
+    assert not (tmp_path / "plain/test.jsonl").exists()
+    assert_equal_weights(tmp_path / "curve", tmp_path / "plain")
+
+
+def test_the_last_scores_of_a_curve_are_those_of_an_evaluation(configure_run, tmp_path):
+    config = configure_run(tmp_path / "run", epochs=2, schedule="step", test_every=1)
+    run_student(configure_run(tmp_path / "short", epochs=1, schedule="step"))
+    run_student(config)
+    (line,) = read_lines(tmp_path / "run/test.jsonl")
+    metrics = evaluate_run(tmp_path / "short", config.data, tmp_path / "again")
+    for name, value in line["metrics"].items():
+        assert metrics[name] == pytest.approx(value, abs=1e-6)

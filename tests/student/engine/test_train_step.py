@@ -171,3 +171,13 @@ def test_a_compiled_model_gives_the_same_losses(make_trainer, samples, monkeypat
     for name, value in step(compiled, samples).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
     assert plain.train_step.state()["model"].keys() == compiled.train_step.state()["model"].keys()
+
+
+def test_the_interactive_threshold_rises(make_trainer, samples):
+    trainer = make_trainer("run", schedule="step", interactive_threshold=0.4, interactive_warmup=2)
+    found = []
+    for _ in range(2 * trainer.steps_per_epoch + 2):
+        step(trainer, samples)
+        found.append(trainer.train_step.criterion.matcher.interactive_threshold)
+    end = 2 * trainer.steps_per_epoch
+    assert found == pytest.approx([0.4 * min(1, number / end) for number in range(len(found))])
