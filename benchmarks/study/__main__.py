@@ -52,7 +52,7 @@ def run_study(
         return runner.run(tasks, budget)
     finally:
         for experiment in experiments:
-            write_experiment(experiment, runner, seeds, results)
+            write_experiment(experiment, runner, experiment.seeds or seeds, results)
         write_page(results)
 
 
@@ -66,7 +66,7 @@ def missing_tasks(
         (seed, artifact)
         for experiment in experiments
         for variant in experiment.variants
-        for seed in seeds
+        for seed in experiment.seeds or seeds
         if not is_recorded(records, variant, seed)
         for artifact in variant.artifacts
     )

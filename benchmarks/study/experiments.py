@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from benchmarks.study.artifacts import (
+    BACKBONE,
+    BATCH,
     CACHE,
     PLAIN,
     TOY,
@@ -63,6 +65,7 @@ class Experiment:
         variants: the rows.
         paper: note on the paper's choice and results.
         axis: label of the horizontal axis for a curve; None for a chart of rows.
+        seeds: the only seeds that are run, for long experiments; None for those of the study.
     """
 
     name: str
@@ -70,6 +73,7 @@ class Experiment:
     variants: tuple[Variant, ...]
     paper: str
     axis: str | None = None
+    seeds: tuple[int, ...] | None = None
 
 
 NO_NUMBERS = "Its numbers for this comparison are not available here."
@@ -199,6 +203,39 @@ def _new_verb(verb: str) -> tuple[Variant, Variant]:
     name = VOCABULARY.verb_ings[VOCABULARY.verbs.index(verb)]
     control = f"{name}: others' sentences"
     return Variant(f"{name}: its own sentence", own, control), Variant(control, others)
+
+
+# The published settings of queries, matching and distillation, with the toy preset's backbone,
+# sizes and schedule. The models come with the package, so that none are trained for one seed.
+PUBLISHED_SETTINGS = {
+    "queries": "learned",
+    "num-queries": "64",
+    "interactive-threshold": "0.5",
+    "soft-weight": "700",
+    "soft-normalisation": "entries",
+}
+RECIPE_TOY = toy(1000, "toy-1000")
+RECIPE_CACHE = Artifact(
+    "cache-1000",
+    "eoid-cache build <toy> --out <out> --detector toy --clip-model toy",
+    {"toy": RECIPE_TOY},
+)
+RECIPE_EPOCHS, RECIPE_RATE, CURVE_EPOCHS, WARMUP_EPOCHS = 60, "5e-4", 3, 30
+
+
+def _recipe(options: str = "", **changes: str) -> Artifact:
+    """The published settings but for `changes`, with scores of the test images over the steps."""
+    changed = {name.replace("_", "-"): value for name, value in changes.items()}
+    settings = {**PUBLISHED_SETTINGS, **changed}
+    return Artifact(
+        "recipe",
+        "eoid-train student --data <toy> --cache <cache> --split ua --out <out> --preset toy"
+        f" --pretrained toy --seed <seed> --epochs {RECIPE_EPOCHS} --batch-size {BATCH}"
+        f" --learning-rate {RECIPE_RATE} --backbone-lr-factor {BACKBONE} --no-report"
+        f" --test-every {CURVE_EPOCHS} {' '.join(f'--{n} {v}' for n, v in settings.items())}"
+        f" {options}",
+        {"toy": RECIPE_TOY, "cache": RECIPE_CACHE},
+    )
 
 
 EXPERIMENTS = (
@@ -355,5 +392,32 @@ EXPERIMENTS = (
         f"Actions that are absent in training, detected by a prompt ({TEXT_EPOCHS} epochs)",
         tuple(row for verb in ("jump", "kick", "throw", "carry") for row in _new_verb(verb)),
         "Not in the paper, whose actions are fixed when a student is trained.",
+    ),
+    Experiment(
+        "recipe",
+        f"The published settings on the toy dataset ({RECIPE_EPOCHS} epochs), and single changes",
+        (
+            Variant("published settings", _recipe(), "without the teacher"),
+            Variant("without the teacher", _recipe("--no-distillation")),
+            Variant("queries from proposals", _recipe(queries="proposals"), "published settings"),
+            Variant(
+                "interactive threshold 0",
+                _recipe(interactive_threshold="0"),
+                "published settings",
+            ),
+            Variant(
+                "soft loss by matched pairs",
+                _recipe(soft_normalisation="pairs", soft_weight="0.35"),
+                "published settings",
+            ),
+            Variant(
+                "interactive threshold from 0 to 0.5",
+                _recipe(f"--interactive-warmup {WARMUP_EPOCHS}"),
+                "published settings",
+            ),
+        ),
+        "The paper trains with learned queries, a threshold of 0.5, and a soft loss divided by all"
+        " entries, with weight 700.",
+        seeds=(0,),
     ),
 )

@@ -23,6 +23,9 @@ def draw_experiment(file: Path, content: dict[str, Any]) -> None:
     """Draws an experiment's JSON file, see `write_experiment`, as a PNG file: a curve if it has a
     horizontal axis, else a row for each variant."""
     rows = [row for row in content["rows"] if row["values"].get("full")]
+    if any("curves" in row for row in rows):
+        _draw_training_curves(file, content["title"], rows)
+        return
     is_curve = content["axis"] is not None
     height = CURVE_HEIGHT if is_curve else ROW_HEIGHT * len(rows) + MARGIN
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
@@ -55,6 +58,27 @@ def draw_experiment(file: Path, content: dict[str, Any]) -> None:
         axis.set_yticks(range(len(rows)), [row["label"] for row in rows])
     axis.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=len(GROUPS), frameon=False)
+    _save(figure, file)
+
+
+def _draw_training_curves(file: Path, title: str, rows: list[dict[str, Any]]) -> None:
+    """Draws the mAP of unseen and of seen classes over the steps, a line for each row and seed."""
+    figure = Figure(figsize=(WIDTH, CURVE_HEIGHT), layout="constrained")
+    for axis, group in zip(figure.subplots(1, len(GROUPS), sharey=True), GROUPS, strict=True):
+        for number, row in enumerate(rows):
+            for order, curve in enumerate(row.get("curves", {}).values()):
+                label = {"label": row["label"]} if group == "unseen" and not order else {}
+                axis.plot(curve["step"], curve[group], color=f"C{number}", **label)
+        axis.set_title(GROUPS[group][0], fontsize="medium")
+        axis.set(xlabel="step", xlim=(0, None), ylim=(0, 100))
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(fill(title, TITLE_WIDTH), x=0.01, ha="left", fontweight="bold")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    _save(figure, file)
+
+
+def _save(figure: Figure, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=DPI)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -13,6 +14,7 @@ from benchmarks.study.figures import draw_experiment
 from benchmarks.study.runner import Runner
 from evaluation.report.page import find_published_entry
 from pipeline.utils.files import read_json, read_toml, write_json, write_text
+from student.engine.metrics_log import METRICS, TESTS
 
 GROUPS = ("unseen", "seen", "full")
 ACCURACY = "teacher_accuracy"
@@ -70,8 +72,10 @@ def write_experiment(
         seeds: seeds whose outputs are read.
         folder: folder of the files.
     """
-    records = read_records(folder)
-    rows = [_row(variant, runner, seeds, records) for variant in experiment.variants]
+    records, file = read_records(folder), folder / f"{experiment.name}.json"
+    old_rows = read_json(file)["rows"] if file.is_file() else []
+    curves = {row["digest"]: row.get("curves", {}) for row in old_rows}
+    rows = [_row(variant, runner, seeds, records, curves) for variant in experiment.variants]
     if not any(row["values"] for row in rows):
         return
     content = {
@@ -81,7 +85,6 @@ def write_experiment(
         "axis": experiment.axis,
         "rows": rows,
     }
-    file = folder / f"{experiment.name}.json"
     # An unchanged figure is not drawn anew, because its bytes depend on matplotlib's version.
     if not file.is_file() or read_json(file) != content:
         write_json(file, content)
@@ -89,13 +92,23 @@ def write_experiment(
 
 
 def _row(
-    variant: Variant, runner: Runner, seeds: Sequence[int], records: dict[str, Values]
+    variant: Variant,
+    runner: Runner,
+    seeds: Sequence[int],
+    records: dict[str, Values],
+    recorded_curves: dict[str, Any],
 ) -> dict[str, Any]:
     values = {name: dict(found) for name, found in records.get(variant.digest, {}).items()}
     for seed in seeds:
         for name, value in _read_outputs(variant, runner, seed).items():
             values.setdefault(name, {})[str(seed)] = value
     entry = variant.paper and find_published_entry("EoID", "hico-det", variant.paper)
+    curves = recorded_curves.get(variant.digest, {}) | {
+        str(seed): _read_curve(runner.folder(seed, variant.run))
+        for seed in seeds
+        if runner.is_made(seed, variant.run)
+        and (runner.folder(seed, variant.run) / TESTS).is_file()
+    }
     return {
         "label": variant.label,
         "x": variant.x,
@@ -103,6 +116,19 @@ def _row(
         "digest": variant.digest,
         "values": {name: dict(sorted(found.items())) for name, found in values.items()},
         "paper": entry["metrics"] if entry else None,
+        **({"curves": curves} if curves else {}),
+    }
+
+
+def _read_curve(run: Path) -> dict[str, list[float]]:
+    """Scores of the test images over the steps of a finished run, in percent."""
+    logs = [(run / name).read_text(encoding="utf-8").splitlines() for name in (TESTS, METRICS)]
+    points, steps = ([json.loads(line) for line in lines] for lines in logs)
+    final = {"step": steps[-1]["step"], "metrics": read_json(run / "results.json")["metrics"]}
+    points.append(final)
+    return {
+        "step": [point["step"] for point in points],
+        **{name: [round(100 * each["metrics"][name], 2) for each in points] for name in GROUPS},
     }
 
 
