@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -21,7 +21,9 @@ PHOTOS = Path(__file__).parents[1] / "tests/data/photos"
 TEACHER, DETECTIONS = "teacher", "detections.json"
 JPEG_QUALITY = 95
 # Words that sentences beside the vocabulary's prompts may use.
-OTHER_WORDS = ("photo", "pushing")
+FURTHER_WORDS, CONTEXT_LENGTH = ("photo", "pushing"), 12
+# Not ImageNet's values, which a reader of the files could assume.
+PREPROCESSING = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
 
 
 def write_photographs(out: Path, scale: Callable[[int, int], float], source: Path = PHOTOS) -> None:
@@ -54,15 +56,20 @@ def write_photographs(out: Path, scale: Callable[[int, int], float], source: Pat
     write_json(out / DETECTIONS, found)
     for name in ("dataset.toml", "vocabulary.json"):
         shutil.copy(source / name, out)
-    write_teacher(out / TEACHER, load_vocabulary(out / "vocabulary.json"))
+    write_teacher(out / TEACHER, load_vocabulary(out / "vocabulary.json"), FURTHER_WORDS)
 
 
-def write_teacher(folder: Path, vocabulary: Vocabulary) -> None:
-    """Writes a small CLIP with random weights that knows the words of the vocabulary's prompts."""
+def write_teacher(
+    folder: Path,
+    vocabulary: Vocabulary,
+    further_words: Sequence[str] = (),
+    context_length: int = CONTEXT_LENGTH,
+) -> None:
+    """Writes a small CLIP with random weights that knows the words of the vocabulary's prompts and
+    further ones, in sentences of up to `context_length` tokens."""
     prompts = interaction_prompts(vocabulary)
     words = {word for group in prompts for prompt in group for word in prompt.split()}
-    tokenizer = WordTokenizer(sorted({*words, *OTHER_WORDS}), 12)
+    tokenizer = WordTokenizer(sorted({*words, *further_words}), context_length)
     config = clip_config(tokenizer)
     model = build_clip(config, torch.Generator().manual_seed(3))
-    preprocessing = {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28]}
-    save_clip(folder, model, config, preprocessing, tokenizer)
+    save_clip(folder, model, config, PREPROCESSING, tokenizer)

@@ -1,5 +1,6 @@
 """The study: commands that it runs, recorded results, tables, figures and the page."""
 
+import json
 import signal
 import sys
 import threading
@@ -12,6 +13,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
+from benchmarks.photographs import write_teacher
 from benchmarks.study import __main__ as program
 from benchmarks.study.__main__ import missing_tasks, run_study
 from benchmarks.study.artifacts import CACHE, SPLITS, student, teacher_score
@@ -25,14 +27,12 @@ from pipeline.vocabulary import load_vocabulary
 from student.cli import train
 from teacher_cache.cli import cache
 from teacher_cache.detectors.torchvision import toy_detector
-from teacher_cache.teachers.clip import build_clip, save_clip
-from teacher_cache.teachers.prompts import interaction_prompts
-from teacher_cache.teachers.word_tokenizer import WordTokenizer
-from teacher_cache.toy.models import clip_config
 
 GROUPS = {"full": 0.5, "seen": 0.6, "unseen": 0.3}
 BY_NAME = {experiment.name: experiment for experiment in EXPERIMENTS}
-VDETACH, TOPK, SENTENCES = (BY_NAME[name] for name in ("vdetach", "topk", "sentences"))
+VDETACH, TOPK, SENTENCES, RECIPE = (
+    BY_NAME[name] for name in ("vdetach", "topk", "sentences", "recipe")
+)
 
 
 class FakeCommands:
@@ -57,6 +57,10 @@ class FakeCommands:
             metrics = {name: value + shift for name, value in GROUPS.items()}
             folder = Path(words[words.index("--out") + 1])
             write_json(folder / "results.json", {"metrics": metrics})
+            if "--test-every" in words:
+                line = {"step": 5, "metrics": GROUPS}
+                for name in ("test.jsonl", "metrics.jsonl"):
+                    (folder / name).write_text(f"{json.dumps(line)}\n")
         return 0
 
     @property
@@ -257,12 +261,27 @@ def test_page_and_figures(run, tmp_path):
     assert (results / "README.md").read_text().count("*The toy dataset.*") == 1
 
 
+def test_curves_over_the_steps_of_runs(run, tmp_path):
+    """The long experiment has one seed; its curves end with the results, and stay recorded."""
+    commands = FakeCommands()
+    for out in ("study", "another"):
+        run(commands, RECIPE, out=out)
+    assert commands.kinds.count("eoid-train student") == len(RECIPE.variants)
+    content = read_json(tmp_path / "results/recipe.json")
+    for row in content["rows"]:
+        expected = {"unseen": [30, 30], "seen": [60, 60], "full": [50, 50]}
+        assert row["curves"] == {"0": {"step": [5, 5], **expected}}
+    assert (tmp_path / "results/recipe.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_recorded_experiments():
     """The results of this repository belong to its commands and are interpreted."""
     findings = read_toml(FINDINGS)
-    assert findings["found"].keys() <= {file.stem for file in program.RESULTS.glob("*.json")}
+    names = {file.stem for file in program.RESULTS.glob("*.json")}
+    assert findings["found"].keys() <= names
+    recorded = [each for each in EXPERIMENTS if each.name in names]
     runner = Runner(Path("nowhere"))
-    assert missing_tasks(EXPERIMENTS, findings["seeds"], runner, program.RESULTS) == []
+    assert missing_tasks(recorded, findings["seeds"], runner, program.RESULTS) == []
 
 
 def test_the_list_shows_missing_commands(tmp_path):
@@ -288,13 +307,7 @@ def write_models(folder):
         detector = toy_detector(max(vocabulary.category_ids))
     folder.mkdir(parents=True)
     save_file(detector.state_dict(), folder / "detector.safetensors")
-    prompts = interaction_prompts(vocabulary)
-    words = {word for group in prompts for prompt in group for word in prompt.split()}
-    tokenizer = WordTokenizer(sorted(words), 10)
-    config = clip_config(tokenizer)
-    model = build_clip(config, torch.Generator().manual_seed(3))
-    preprocessing = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
-    save_clip(folder / "teacher", model, config, preprocessing, tokenizer)
+    write_teacher(folder / "teacher", vocabulary, context_length=10)
 
 
 SMALL = {

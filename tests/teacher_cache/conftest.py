@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.photographs import write_teacher
 from pipeline.toy.generate import write_toy
 from pipeline.types import Pairs
 from pipeline.vocabulary import load_vocabulary
@@ -17,10 +18,6 @@ from teacher_cache.extraction.extract import ExtractionConfig
 from teacher_cache.reader.cache import open_cache
 from teacher_cache.reader.format import SHARDS, TEACHER, TeacherOutputs
 from teacher_cache.reader.manifest import read_manifest
-from teacher_cache.teachers.clip import build_clip, save_clip
-from teacher_cache.teachers.prompts import interaction_prompts
-from teacher_cache.teachers.word_tokenizer import WordTokenizer
-from teacher_cache.toy.models import clip_config
 
 NUM_IMAGES = 7
 # Thresholds below the scores of an untrained detector.
@@ -50,13 +47,7 @@ def write_models():
             torch.manual_seed(5)
             detector = toy_detector(max(vocabulary.category_ids))
         save_file(detector.state_dict(), root / "detector.safetensors")
-        prompts = interaction_prompts(vocabulary)
-        words = {word for group in prompts for prompt in group for word in prompt.split()}
-        tokenizer = WordTokenizer(sorted({*words, *further_words}), context_length)
-        config = clip_config(tokenizer)
-        model = build_clip(config, torch.Generator().manual_seed(3))
-        preprocessing = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
-        save_clip(root / "teacher", model, config, preprocessing, tokenizer)
+        write_teacher(root / "teacher", vocabulary, further_words, context_length)
 
     return write
 
