@@ -24,6 +24,7 @@ from pipeline.splits import load_split
 from pipeline.types import Annotation, Detections
 from pipeline.utils.files import refuse_existing
 from pipeline.utils.logging import get_logger
+from pipeline.utils.text import count_noun
 from pipeline.vocabulary import Vocabulary
 
 logger = get_logger(__name__)
@@ -154,10 +155,10 @@ def _log_left_out(
         logger.warning(issues)
     without_pair = sum(item.image_id in ground_truth.unlabelled for item in predicted)
     if without_pair:
-        logger.warning(f"{without_pair} images without annotated pair were left out")
+        logger.warning(f"left out {count_noun(without_pair, 'images without annotated pair')}")
     unknown = len(predicted) - len(scored) - without_pair
     if unknown:
-        logger.warning(f"{unknown} images that {ground_truth.path} does not name were left out")
+        logger.warning(f"left out {count_noun(unknown, 'images')} not named in {ground_truth.path}")
     if missing := len(ground_truth.annotations) - len(scored):
         logger.warning(f"{missing} of {len(ground_truth.annotations)} images have no predictions")
     verbs, objects = verb_object_pairs(scored)

@@ -33,6 +33,7 @@ from pipeline.types import Detections
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import iter_json, refuse_existing
 from pipeline.utils.logging import get_logger
+from pipeline.utils.text import count_noun
 from pipeline.vocabulary import Vocabulary
 
 logger = get_logger(__name__)
@@ -113,11 +114,13 @@ def _log_left_out(
         logger.warning(issues)
     if unknown_keys := scored.unknown_keys:
         logger.warning(
-            f"{len(unknown_keys)} keys that look like scores but are none of the annotations'"
-            f" actions and roles were left out, the first being {unknown_keys[0]}"
+            f"left out {count_noun(len(unknown_keys), 'keys')} with the form of scores, but"
+            f" none of the annotations' actions and roles, first {unknown_keys[0]}"
         )
     if num_outside:
-        logger.warning(f"{num_outside} detections on images outside the part were left out")
+        logger.warning(
+            f"left out {count_noun(num_outside, 'detections on images outside the part')}"
+        )
     if missing := len(ground_truth.images) - len(np.unique(scored.image_ids)):
         logger.warning(f"{missing} of {len(ground_truth.images)} images have no detections")
 

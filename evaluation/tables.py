@@ -17,6 +17,7 @@ from evaluation.vcoco.average_precision import (
     SCENARIO_KEYS,
     VcocoResults,
 )
+from pipeline.utils.text import count_noun
 
 METRIC_TITLES = {
     "full": "Full",
@@ -77,8 +78,8 @@ def format_results_table(results: Sequence[Results]) -> list[str]:
     if first.limit_note:
         notes += f", {first.limit_note}"
     heading = (
-        f"{first.dataset}, split {first.split}: {first.num_images} images,"
-        f" {len(first.per_class)} interactions{notes}"
+        f"{first.dataset}, split {first.split}: {count_noun(first.num_images, 'images')},"
+        f" {count_noun(len(first.per_class), 'interactions')}{notes}"
     )
     rows = {
         title.lower(): [scores.metrics.get(name) for _, scores in columns]
@@ -166,7 +167,7 @@ def format_vcoco_table(scores: VcocoResults, num_images: int) -> list[str]:
     num_official = sum(num_roles.values())
     num_papers = num_official - num_roles.get(ACTION_EXCLUDED_BY_PAPERS, 0)
     return [
-        f"v-coco: {num_images} images",
+        f"v-coco: {count_noun(num_images, 'images')}",
         *(VCOCO_ROW.format(*row).rstrip() for row in rows),
         f"role AP: the official mean is over {num_official} roles; papers print the mean without"
         f" {ACTION_EXCLUDED_BY_PAPERS}, over {num_papers}",

@@ -11,6 +11,7 @@ import cloup
 from pipeline.utils.cli import HELP_SETTINGS, run_command
 from pipeline.utils.cli_options import FloatRange, PathType, config_option, option
 from pipeline.utils.errors import InputError
+from pipeline.utils.text import count_noun
 
 
 @cloup.group(context_settings=HELP_SETTINGS)
@@ -31,7 +32,10 @@ def toy(folder: Path, train: int, test: int, seed: int, overwrite: bool) -> None
 
     written = write_toy(folder, train, test, seed, overwrite)
     if written:
-        click.echo(f"wrote the toy dataset in {folder}: {train} training and {test} test images")
+        click.echo(
+            f"wrote the toy dataset in {folder}: {train} training and"
+            f" {count_noun(test, 'test images')}"
+        )
     else:
         click.echo(f"{folder}: the toy dataset is already there, nothing to do")
 
@@ -89,7 +93,7 @@ def convert(form: str, export: Path, out: Path, **settings: Any) -> None:
     from pipeline.datasets.label_studio import convert_label_studio
 
     counts = convert_label_studio(export, out, **settings)
-    click.echo(f"{out}: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
+    click.echo(f"{out}: " + ", ".join(count_noun(count, name) for name, count in counts.items()))
 
 
 def main() -> None:

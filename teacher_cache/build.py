@@ -19,6 +19,7 @@ from pipeline.datasets.size_check import check_image_sizes
 from pipeline.utils.errors import InputError
 from pipeline.utils.logging import get_logger
 from pipeline.utils.progress import Progress
+from pipeline.utils.text import count_noun
 from teacher_cache.cluster.modes import (
     ArrayShare,
     ExecutionMode,
@@ -128,7 +129,10 @@ def build_cache(config: BuildConfig) -> None:
     data = read_build_data(inputs_config, dataset)
     _report_annotation_issues(dataset, data)
     if data.annotations.limit is not None:
-        logger.info(f"{config.out}: --limit: {len(data.image_tasks)} images, not the whole part")
+        logger.info(
+            f"{config.out}: --limit: {count_noun(len(data.image_tasks), 'images')}, not the whole"
+            " part"
+        )
     if not (config.out / MANIFEST).is_file():
         _check_image_sizes(config, dataset, data.annotations)
     if config.proposals is not None and data.proposals is not None:
@@ -282,13 +286,15 @@ def _report_status(folder: Path, status: CacheStatus) -> None:
     counts, failed = status.counts, status.failed
     if counts is None:
         logger.info(
-            f"{folder}: {len(status.missing)} shards of other jobs are missing; the last job"
-            f" completes the cache, or: eoid-cache verify {folder}"
+            f"{folder}: missing {count_noun(len(status.missing), 'shards')} of other jobs; the last"
+            f" job completes the cache, or: eoid-cache verify {folder}"
         )
         return
     print(
-        f"{folder}: {counts['images']} images, {counts['pairs']} pairs,"
-        f" {counts['regions']} regions, {counts['shards']} shards"
+        f"{folder}: "
+        + ", ".join(
+            count_noun(counts[name], name) for name in ("images", "pairs", "regions", "shards")
+        )
     )
     if counts["images"] and not counts["pairs"]:
         logger.warning(
@@ -296,7 +302,10 @@ def _report_status(folder: Path, status: CacheStatus) -> None:
             " this cache; expected a detector that finds the dataset's people and objects"
         )
     for image, reason in list(failed.items())[:1]:
-        logger.warning(f"{folder}: {len(failed)} images could not be read, first {image}: {reason}")
+        logger.warning(
+            f"{folder}: {count_noun(len(failed), 'images')} could not be read, first {image}:"
+            f" {reason}"
+        )
 
 
 def resolve_mode(config: BuildConfig) -> ExecutionMode:

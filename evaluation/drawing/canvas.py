@@ -22,6 +22,7 @@ from evaluation.drawing.label_placement import (
     face_boxes,
     place_labels,
 )
+from pipeline.utils.text import count_noun
 
 Colour = tuple[int, int, int]
 # Colours of the pairs, in turn. Neighbours in this list differ the most.
@@ -49,7 +50,7 @@ CORRECT_COLOUR, WRONG_COLOUR = (0, 158, 115), (213, 94, 0)
 RIM = (*BLACK, 130)
 # Largest font size as fractions of the image's long and short side; it shrinks to half of it for
 # many labels. In pixels, it is never smaller than the minimum.
-LONG_SIDE_SHARE, SHORT_SIDE_SHARE = 1 / 28, 1 / 14
+LONG_SIDE_SHARE, SHORT_SIDE_SHARE = 1 / 36, 1 / 20
 MIN_FONT_SIZE = 11
 # Fraction of the image that all labels may cover together: the font shrinks until they do, and
 # labels are left out if the smallest font is not enough.
@@ -236,7 +237,7 @@ def draw_labelled_pairs(
         canvas.draw_box(np.array(box), colours[box])
     targets = np.array([label.boxes[1] for label in labels if len(label.boxes) == 2])
     if num_hidden := (num_pairs or len(labels)) - len(labels):
-        line = LabelLine(f"and {num_hidden} more pair{'s' * (num_hidden > 1)}")
+        line = LabelLine(f"and {count_noun(num_hidden, 'more pairs')}")
         labels.append(Label([line], np.tile(canvas.overlay.size, (1, 2)), WHITE))
     obstacles = (
         (boxes * scale, BOX_COST),

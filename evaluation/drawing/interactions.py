@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -30,7 +30,10 @@ from pipeline.boxes import box_iou
 from pipeline.types import Annotation, Detections
 from pipeline.vocabulary import Vocabulary
 
-LEGEND_ENTRIES = ("person", "object", "unseen in training")
+# Entries of legends: the marks at the ends of links, whose colours are the pairs', the star of
+# labels, and the thin box around a pair.
+PERSON, OBJECT, UNSEEN = "person", "object", "unseen in training"
+REGION = "region for the teacher"
 # In font sizes: width of a mark and its gap, margin after an entry, height of a row.
 MARK_WIDTH, ENTRY_MARGIN, ROW_HEIGHT = 1.4, 0.8, 1.7
 # In pixels: least long side of a drawing; and least short side, if necessary with a margin, but at
@@ -41,8 +44,12 @@ MIN_LONG_SIDE, MIN_SHORT_SIDE = 512, 192
 SAME_BOX_IOU = 0.85
 
 
-def add_legend(image: Image.Image) -> Image.Image:
-    """Adds a strip below a drawing: the marks of people, objects and unseen interactions.
+def add_legend(
+    image: Image.Image, entries: Sequence[str] = (PERSON, OBJECT, UNSEEN)
+) -> Image.Image:
+    """Adds a strip below a drawing, which explains its marks.
+
+    Marks of people and objects are white: in the drawing they have the colour of their pair.
 
     Returns:
         A new RGB image, higher by the strip. In narrow images the entries are below each other, and
@@ -52,27 +59,34 @@ def add_legend(image: Image.Image) -> Image.Image:
     em = round(0.85 * font_size(image.size)) * SUPERSAMPLING
     margins = MARK_WIDTH + ENTRY_MARGIN
     # In font sizes.
-    widths = [margins + load_font(em).getlength(text) / em for text in LEGEND_ENTRIES]
+    widths = [margins + load_font(em).getlength(text) / em for text in entries]
     em = max(1, min(em, int(width / (max(widths) + ENTRY_MARGIN))))
     in_one_row = (sum(widths) + ENTRY_MARGIN) * em <= width
-    num_rows = 1 if in_one_row else len(LEGEND_ENTRIES)
+    num_rows = 1 if in_one_row else len(entries)
     strip = Image.new("RGB", (width, round((num_rows + 0.2) * ROW_HEIGHT * em)), LABEL_COLOUR)
     draw, x, y = ImageDraw.Draw(strip), ENTRY_MARGIN * em, 0.6 * ROW_HEIGHT * em
-    for entry, text in enumerate(LEGEND_ENTRIES):
-        if entry < 2:
-            box = (x + 0.2 * em, y - 0.35 * em, x + 0.9 * em, y + 0.35 * em)
-            (draw.ellipse, draw.rectangle)[entry](box, fill=PAIR_COLOURS[0])
-        else:
-            box = (x, y - 0.55 * em, x + 1.1 * em, y + 0.55 * em)
-            draw.rounded_rectangle(box, 0.25 * em, UNSEEN_COLOUR)
-            draw.polygon(star_polygon(x + 0.55 * em, y, 0.48 * em), fill=BLACK)
+    for text, entry_width in zip(entries, widths, strict=True):
+        _draw_legend_mark(draw, text, x, y, em)
         draw.text((x + MARK_WIDTH * em, y), text, fill=WHITE, font=load_font(em), anchor="lm")
         if in_one_row:
-            x += widths[entry] * em
+            x += entry_width * em
         else:
             y += ROW_HEIGHT * em
     size = (image.width, max(1, strip.height // SUPERSAMPLING))
     return tile_images([image, strip.resize(size, Image.Resampling.LANCZOS)], 1, 0, "black")
+
+
+def _draw_legend_mark(draw: ImageDraw.ImageDraw, entry: str, x: float, y: float, em: int) -> None:
+    """Draws the mark of an entry, with its left end at x and its middle at y."""
+    small = (x + 0.2 * em, y - 0.35 * em, x + 0.9 * em, y + 0.35 * em)
+    large = (x, y - 0.55 * em, x + 1.1 * em, y + 0.55 * em)
+    if entry == UNSEEN:
+        draw.rounded_rectangle(large, 0.25 * em, UNSEEN_COLOUR)
+        draw.polygon(star_polygon(x + 0.55 * em, y, 0.48 * em), fill=BLACK)
+    elif entry == REGION:
+        draw.rounded_rectangle(large, 0.15 * em, outline=WHITE, width=max(1, round(0.1 * em)))
+    else:
+        (draw.ellipse if entry == PERSON else draw.rectangle)(small, fill=WHITE)
 
 
 def draw_interactions(

@@ -29,6 +29,7 @@ from pipeline.images import ImageHeader
 from pipeline.types import Annotation
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.schema import Positive, convert
+from pipeline.utils.text import count_noun
 from pipeline.vocabulary import Vocabulary
 
 Kind = TypeVar("Kind")
@@ -60,12 +61,12 @@ EMPTY_BOX = "boxes without area (dropped)"
 LABEL_ON_EMPTY_BOX = "labels of boxes without area (dropped)"
 INDEX_OUT_OF_RANGE = "labels with a box index out of range (dropped)"
 SUBJECT_NOT_PERSON = "labels whose subject is not a person (dropped)"
-UNKNOWN_INTERACTION = "labels that are not an interaction of the vocabulary (dropped)"
+UNKNOWN_INTERACTION = "labels of no interaction of the vocabulary (dropped)"
 DUPLICATE_LABEL = "repeated labels (dropped)"
 
 # Kinds of errors that make a file unusable, as shown in messages.
 ENTRY_ERRORS: dict[type[InputError], str] = {
-    UnknownCategory: "ids of objects or verbs that are not in the vocabulary",
+    UnknownCategory: "ids of objects or verbs outside the vocabulary",
     DuplicateImage: "images named more than once",
     BoxFormatError: "files with another format of boxes or labels",
     InputError: "malformed entries",
@@ -209,7 +210,7 @@ class ParseContext:
 
 def format_issues(file: Path, issues: Counter[str]) -> str:
     """One line about the issues that were repaired; empty without issues."""
-    counts = ", ".join(f"{count} {kind}" for kind, count in issues.items())
+    counts = ", ".join(count_noun(count, kind) for kind, count in issues.items())
     return f"{file}: {counts}" if counts else ""
 
 

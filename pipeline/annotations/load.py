@@ -17,6 +17,7 @@ from pipeline.images import IMAGE_EXTENSIONS
 from pipeline.types import Annotation
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import read_json, sha256_of_file, sha256_of_json
+from pipeline.utils.text import count_noun
 from pipeline.vocabulary import Vocabulary
 
 KNOWN_FORMATS = (
@@ -65,7 +66,7 @@ class AnnotationFile:
         InputError: there is no label; names the issues that labels were dropped for.
         """
         if not self.num_labels:
-            dropped = ", ".join(f"{count} {kind}" for kind, count in self.issues.items())
+            dropped = ", ".join(count_noun(count, kind) for kind, count in self.issues.items())
             found = f"none that is valid: {dropped}" if dropped else "none"
             raise bad_field(self.path, "file", "labelled interactions", found)
 

@@ -33,7 +33,7 @@ from pipeline.utils.files import read_json, read_text, sha256_of_file, sha256_of
 from pipeline.utils.schema import Number, Text, convert
 
 AGENT = "agent"
-UNKNOWN_ROLE_BOX = "role objects that are not a box of the image (removed)"
+UNKNOWN_ROLE_BOX = "role objects without a box in the image (removed)"
 UNLABELLED = -1
 
 

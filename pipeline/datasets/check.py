@@ -12,6 +12,7 @@ from pipeline.annotations.load import AnnotationFile
 from pipeline.datasets.dataset import Dataset, list_file_names, missing_images
 from pipeline.datasets.size_check import check_image_sizes
 from pipeline.utils.errors import InputError
+from pipeline.utils.text import count_noun
 from pipeline.vocabulary import Vocabulary, normalise_name
 
 # Kinds of issues, as the table of `eoid-data check` shows them.
@@ -66,7 +67,7 @@ class PartReport:
             return
         self.issues.append(issue)
         if issue.is_error:
-            self.problems.append(f"{issue.count} {issue.kind}, first {issue.first}")
+            self.problems.append(f"{count_noun(issue.count, issue.kind)}, first {issue.first}")
 
     @contextmanager
     def catch_errors(self) -> Iterator[None]:
@@ -177,8 +178,15 @@ def format_check(dataset: Dataset, checks: list[PartReport]) -> str:
             ]
         )
     lines = [
-        f"{dataset.name}: vocabulary {vocabulary.name}, {vocabulary.num_verbs} verbs,"
-        f" {vocabulary.num_objects} objects, {vocabulary.num_interactions} interactions",
+        f"{dataset.name}: vocabulary {vocabulary.name}, "
+        + ", ".join(
+            count_noun(count, nouns)
+            for count, nouns in (
+                (vocabulary.num_verbs, "verbs"),
+                (vocabulary.num_objects, "objects"),
+                (vocabulary.num_interactions, "interactions"),
+            )
+        ),
         *_align_columns(table),
         *(["(after the slash: published counts)"] if published else []),
         *_ambiguous_verbs(vocabulary),
@@ -196,7 +204,7 @@ def format_check(dataset: Dataset, checks: list[PartReport]) -> str:
     for check in checks:
         for issue in check.issues:
             first = ":" if issue.examples else f", first {issue.first}"
-            details.append(f"{check.name}: {issue.count} {issue.kind}{first}")
+            details.append(f"{check.name}: {count_noun(issue.count, issue.kind)}{first}")
             details += [f"  {example}" for example in issue.examples]
     problems = [f"{check.name}: {problem}" for check in checks for problem in check.problems]
     details += [line for line in problems if line not in details]

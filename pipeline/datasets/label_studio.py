@@ -27,6 +27,7 @@ from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import read_json, refuse_existing, write_json, write_text
 from pipeline.utils.logging import get_logger
 from pipeline.utils.schema import Positive, Text, convert
+from pipeline.utils.text import count_noun
 from pipeline.vocabulary import (
     BUILTIN_VOCABULARIES,
     NO_INTERACTION,
@@ -429,11 +430,11 @@ def convert_label_studio(
     labelled = [index for index, task in enumerate(tasks) if task.pairs]
     num_test = round(test_size * len(labelled)) if test_size < 1 else int(test_size)
     if num_test >= len(labelled):
-        expected = f"fewer than the {len(labelled)} images with interactions"
+        expected = f"fewer than the {count_noun(len(labelled), 'images with interactions')}"
         raise InputError(f"test size: expected {expected}, found {num_test}")
     chosen = set(np.random.default_rng(seed).permutation(labelled)[:num_test].tolist())
     if reader.issues:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in reader.issues.items())
+        kinds = ", ".join(count_noun(count, kind) for kind, count in reader.issues.items())
         first = next(iter(reader.examples.values()))
         logger.warning(f"{export}: {kinds}; the first: {first}")
     if is_new:

@@ -21,6 +21,7 @@ from pipeline.datasets.layouts import DATASET_FILE, STORED, UPRIGHT
 from pipeline.images import ImageHeader
 from pipeline.types import Annotation
 from pipeline.utils.errors import InputError
+from pipeline.utils.text import count_noun
 
 if TYPE_CHECKING:
     from pipeline.datasets.dataset import Dataset
@@ -119,7 +120,8 @@ class ImageSizeCheck:
             )
         if self.fit_other:
             yield (
-                f"{self.folder}: boxes of {len(self.fit_other)} images with an EXIF orientation,"
+                f"{self.folder}: boxes of {count_noun(len(self.fit_other), 'images')} with an EXIF"
+                f" orientation,"
                 f" first {self.fit_other[0]}, fit the other orientation only; is orientation ="
                 f' "{self._other}" right?'
             )
@@ -236,9 +238,9 @@ class SidewaysImages:
         if len(self.undeclared) > max(self.num_fit_stored, MAX_WRONG_SHARE * self.num_images):
             raise InputError(
                 f'{file}: bbox: expected boxes in stored pixels (orientation = "stored"), found'
-                f" boxes of {len(self.undeclared)} images that fit only after the EXIF tag is"
-                f" applied, first {self.undeclared[0]}; if this is intended, set orientation ="
-                ' "upright" in dataset.toml'
+                f" boxes of {count_noun(len(self.undeclared), 'images')}, which fit only after the"
+                f" EXIF tag is applied, first {self.undeclared[0]}; if this is intended, set"
+                ' orientation = "upright" in dataset.toml'
             )
 
 
@@ -286,8 +288,9 @@ def stale_exif_message(parts: Collection[SidewaysImages]) -> str:
         return ""
     if ratios.mean() < MIN_STANDARD_ERRORS * ratios.std() / len(ratios) ** 0.5:
         return ""
+    num_images = sum(part.num_images for part in parts)
     return (
-        f"EXIF tags turn {sum(part.num_images for part in parts)} images of the dataset by 90"
+        f"EXIF tags turn {count_noun(num_images, 'images')} of the dataset by 90"
         f" degrees, but the {len(ratios)} people labelled in them stand upright as stored"
         f" (height {np.exp(ratios.mean()):.1f} times the width); the tags are taken as left over"
         " and are not applied"

@@ -19,6 +19,7 @@ from pipeline.splits import Split, remove_unseen_labels
 from pipeline.types import Annotation, Detections, ImageRecord
 from pipeline.utils.errors import InputError
 from pipeline.utils.logging import get_logger
+from pipeline.utils.text import count_noun
 from student.config import Recipe
 from student.data.dataset import TrainingDataset
 from student.data.transforms import build_augmentation
@@ -117,7 +118,8 @@ def open_part(
     if left_out:
         # Images that could not be read when the cache was built.
         logger.warning(
-            f"{cache and cache.path}: no teacher outputs for {left_out} images, left out"
+            f"{cache and cache.path}: no teacher outputs for"
+            f" {count_noun(left_out, 'images')}, left out"
         )
     usable = [one for one in chosen.annotations if one.image_id not in size_check.unusable]
     records = dataset.records(replace(chosen, annotations=tuple(usable)))
@@ -223,8 +225,8 @@ def open_extra_datasets(
         if vocabulary.digest() != main.vocabulary.digest():
             raise InputError(
                 f"{data}: expected the vocabulary of {main.root} ({main.vocabulary.name}), found"
-                f" {vocabulary.name} with {vocabulary.num_verbs} verbs and"
-                f" {vocabulary.num_objects} objects"
+                f" {vocabulary.name} with {count_noun(vocabulary.num_verbs, 'verbs')} and"
+                f" {count_noun(vocabulary.num_objects, 'objects')}"
             )
         if recipe.losses.embedding_weight:
             _check_embeddings(cache, recipe)

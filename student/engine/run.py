@@ -18,6 +18,7 @@ from pipeline.utils.devices import configure_device, default_num_workers
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import is_up_to_date, sha256_of_file, write_json
 from pipeline.utils.logging import get_logger
+from pipeline.utils.text import count_noun
 from student.data.dataset import TrainingDataset
 from student.data.few_shot import list_few_shot
 from student.data.text_embeddings import init_text_head
@@ -179,7 +180,8 @@ def _write_few_shot(config: RunConfig, inputs: RunInputs) -> None:
     shots = list_few_shot(images.annotations, images.few_shot_rows, images.vocabulary)
     write_json(file, shots)
     logger.info(
-        f"few-shot: {len(shots)} labels of {len(inputs.split.unseen)} unseen interactions are used,"
+        f"few-shot: {count_noun(len(shots), 'labels')} of"
+        f" {count_noun(len(inputs.split.unseen), 'unseen interactions')} used,"
         f" at most {inputs.recipe.train.shots} per interaction, listed in {file}"
     )
 

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from pipeline.utils.devices import convert_out_of_memory
 from pipeline.utils.errors import InputError
 from pipeline.utils.logging import get_logger
+from pipeline.utils.text import count_noun
 from student.data.dataset import Batch, ConcatTrainingDataset, TrainingBatches, concat_sizes
 from student.data.samplers import DistributedBatchSampler, ExtraPool, split_batch_size
 from student.engine.checkpointing import RunState
@@ -206,8 +207,8 @@ class Trainer:
         assert best is not None, "a training stops early only after a validation"
         epoch, best_epoch = (step // self.steps_per_epoch for step in (self.step, best["step"]))
         return (
-            f"training ended after epoch {epoch} of {self.recipe.train.epochs}: {patience}"
-            f" validation{'s' * (patience > 1)} without a better score than epoch {best_epoch}"
+            f"training ended after epoch {epoch} of {self.recipe.train.epochs}:"
+            f" {count_noun(patience, 'validations')} without a better score than epoch {best_epoch}"
             f" (seen {100 * best['score']:.2f}), see --patience"
         )
 

@@ -26,6 +26,7 @@ from pipeline.utils.files import (
 )
 from pipeline.utils.logging import get_logger
 from pipeline.utils.progress import Progress
+from pipeline.utils.text import count_noun
 from student.inference.batch_predictor import UnreadableImage
 from student.inference.detector import BATCH_SIZE, Detector
 from student.inference.postprocess import SelectionConfig
@@ -117,8 +118,8 @@ def predict_images(
     count = sum(len(result["interactions"]) for result in results.values())
     places = [str(place) for place in (out, json_file) if place is not None]
     print(
-        f"{len(results)} images, {count} interactions with a score of at least"
-        f" {selection.threshold:g}; results in {' and '.join(places)}"
+        f"{count_noun(len(results), 'images')}, {count_noun(count, 'interactions')} with a score of"
+        f" at least {selection.threshold:g}; results in {' and '.join(places)}"
     )
     reasons = [f"{len(failed)} of {len(paths)} images could not be read"] if failed else []
     if problems:

@@ -14,6 +14,7 @@ import numpy as np
 
 from pipeline.splits import FULL, Split, load_split
 from pipeline.utils.errors import InputError, bad_field
+from pipeline.utils.text import count_noun
 from pipeline.utils.weights import read_checkpoint
 from pipeline.vocabulary import BUILTIN_VOCABULARIES, Vocabulary, load_vocabulary, normalise_name
 from student.config import Recipe, get_preset
@@ -108,7 +109,8 @@ def load_student(
     if not _matches_class_counts(model, vocabulary):
         found = model.config.num_objects, model.config.num_verbs
         raise InputError(
-            f"{file}: expected {counts[0]} objects and {counts[1]} verbs, as {vocabulary.name} has,"
+            f"{file}: expected {count_noun(counts[0], 'objects')} and"
+            f" {count_noun(counts[1], 'verbs')}, as {vocabulary.name} has,"
             f" found {found[0]} and {found[1]}"
         )
     recipe = get_preset("published", *counts, vocabulary.person)

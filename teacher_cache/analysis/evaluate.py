@@ -26,6 +26,7 @@ from pipeline.splits import Split, load_split
 from pipeline.types import Annotation, Detections
 from pipeline.utils.files import refuse_existing
 from pipeline.utils.progress import track
+from pipeline.utils.text import count_noun
 from pipeline.vocabulary import Vocabulary
 from teacher_cache.analysis.figures import draw_teacher_scores
 from teacher_cache.detectors.pairing import pair_labels
@@ -148,8 +149,9 @@ def evaluate_teacher(
     }
     num_pairs = sum(teacher.shard_layout(shard).num_pairs for shard in range(teacher.num_shards))
     teacher_scores = TeacherScores(
-        f"{data.name}, {part} part, split {zero_shot.name}: {len(loaded.annotations)} images"
-        f"{'' if loaded.limit is None else ' (--limit)'}, {num_pairs} pairs",
+        f"{data.name}, {part} part, split {zero_shot.name}:"
+        f" {count_noun(len(loaded.annotations), 'images')}"
+        f"{'' if loaded.limit is None else ' (--limit)'}, {count_noun(num_pairs, 'pairs')}",
         [
             (title, groups[ANNOTATED].get(name), groups[PROPOSED].get(name))
             for name, title in GROUP_TITLES.items()

@@ -21,6 +21,7 @@ from evaluation.drawing.canvas import (
     draw_labelled_pairs,
     font_size,
 )
+from evaluation.drawing.interactions import OBJECT, PERSON, REGION, add_legend
 from evaluation.report.charts.figure import require_packages
 from pipeline.boxes import clip_boxes
 from pipeline.datasets.dataset import open_dataset
@@ -30,6 +31,7 @@ from pipeline.types import Annotation
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import atomic_write, refuse_existing
 from pipeline.utils.logging import get_logger
+from pipeline.utils.text import count_noun
 from pipeline.vocabulary import Vocabulary
 from teacher_cache.detectors.pairing import pair_labels
 from teacher_cache.reader.cache import TeacherCache, open_cache
@@ -112,7 +114,7 @@ def show_image(
     order = select_pairs(outputs, pairs).tolist()
     views = [make_pair_view(row, annotation, outputs, data.vocabulary, top) for row in order]
     num_hidden = len(outputs.pairs) - len(order)
-    title = f"{image_id}: {len(outputs.pairs)} pairs"
+    title = f"{image_id}: {count_noun(len(outputs.pairs), 'pairs')}"
     if num_hidden:
         title += f", {num_hidden} not drawn"
     figure = draw_pairs(read_image(data.part(part).images / image_id), title, views)
@@ -236,7 +238,7 @@ def draw_pairs(image: Image.Image, title: str, pairs: Sequence[PairView]) -> Fig
 def _draw_boxes(
     image: Image.Image, pairs: Sequence[PairView], scale: float, offset: np.ndarray
 ) -> Image.Image:
-    """Draws boxes, links, regions and numbers of pairs.
+    """Draws boxes, links, regions and numbers of pairs, and a legend below.
 
     Args:
         image: of the drawing.
@@ -253,8 +255,9 @@ def _draw_boxes(
         for number, (human, target) in enumerate(zip(humans, targets, strict=True), 1)
     ]
     obstacles = np.vstack([humans, targets])
-    em = max(MIN_FONT_SIZE, round(0.6 * font_size(image.size)))
-    return draw_labelled_pairs(image, labels, obstacles, humans, em, regions=regions)
+    em = max(MIN_FONT_SIZE, round(0.75 * font_size(image.size)))
+    drawn = draw_labelled_pairs(image, labels, obstacles, humans, em, regions=regions)
+    return add_legend(drawn, (PERSON, OBJECT, REGION))
 
 
 def _pair_colour(number: int) -> Colour:

@@ -29,6 +29,7 @@ from pipeline.utils.errors import InputError
 from pipeline.utils.logging import get_logger
 from pipeline.utils.progress import Progress
 from pipeline.utils.signals import defer_interrupts
+from pipeline.utils.text import count_noun
 from teacher_cache.extraction.task import ShardTask, make_shard
 from teacher_cache.writer.shard import ShardRecord
 
@@ -210,7 +211,8 @@ def _monitor_processes(cluster: SpecCluster) -> Callable[[int], None]:
         elif time.monotonic() - last_seen > START_TIMEOUT:
             raise InputError(
                 f"--workers: all {len(cluster.workers)} worker processes ended and could not be"
-                f" started again, with {remaining} shards left; run the same command to resume"
+                f" started again, with {count_noun(remaining, 'shards')} left; run the same command"
+                " to resume"
             )
 
     return monitor

@@ -24,6 +24,7 @@ from pipeline.types import Annotation
 from pipeline.utils.errors import bad_field
 from pipeline.utils.files import iter_json, sha256_of_file
 from pipeline.utils.schema import convert
+from pipeline.utils.text import count_noun
 from pipeline.vocabulary import Vocabulary, load_vocabulary
 from teacher_cache.detectors.pairing import ObjectBoxes
 
@@ -81,8 +82,11 @@ class Proposals:
         """One line with the number of detections, and of those that were clipped or dropped."""
         num_with_detections = len(np.unique(self.rows["image"]))
         kinds = (OUTSIDE_IMAGE, EMPTY_BOX, UNANNOTATED_IMAGE, UNKNOWN_OBJECT)
-        issues = [f"{self.issue_counts[kind]} {kind}" for kind in kinds if self.issue_counts[kind]]
-        total = f"{len(self.rows)} detections in {num_with_detections} of {self.num_images} images"
+        issues = [
+            count_noun(self.issue_counts[kind], kind) for kind in kinds if self.issue_counts[kind]
+        ]
+        total = count_noun(len(self.rows), "detections")
+        total += f" in {num_with_detections} of {self.num_images} images"
         return f"{file}: {', '.join([total, *issues])}"
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from pipeline.types import Pairs
 from pipeline.utils.devices import convert_out_of_memory
 from pipeline.utils.errors import InputError, bad_field
+from pipeline.utils.text import count_noun
 from pipeline.vocabulary import Vocabulary
 from teacher_cache.detectors.pairing import (
     ObjectBoxes,
@@ -129,7 +130,7 @@ def extract(
 
     def describe_batches() -> str:
         sizes = {f"{image.width} x {image.height}" for image in images}
-        detector_batch = f"{len(images)} images of {' and '.join(sizes)} pixels"
+        detector_batch = f"{count_noun(len(images), 'images')} of {' and '.join(sizes)} pixels"
         return f"batch size {regions_per_batch} regions, detector batch size {detector_batch}"
 
     def on_error(index: int, error: InputError) -> None:

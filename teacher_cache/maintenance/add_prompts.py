@@ -15,6 +15,7 @@ import numpy as np
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import describe_changes, refuse_existing
 from pipeline.utils.logging import get_logger
+from pipeline.utils.text import count_noun
 from pipeline.vocabulary import Vocabulary, load_vocabulary, normalise_name
 from teacher_cache.reader.cache import PromptEmbeddings, TeacherCache, open_cache
 from teacher_cache.reader.prompts_file import ActionPrompts
@@ -176,8 +177,8 @@ def _missing_interactions(wider: Vocabulary, known: Vocabulary, file: str) -> li
     missing = [name for *_, name in new if name not in known.objects]
     if missing:
         logger.warning(
-            f"{file}: {len(missing)} interactions left out, with objects that are not in the"
-            f" cache: {', '.join(list(dict.fromkeys(missing))[:5])}"
+            f"{file}: {count_noun(len(missing), 'interactions')} left out, with objects that are"
+            f" not in the cache: {', '.join(list(dict.fromkeys(missing))[:5])}"
         )
     return [interaction for interaction in new if interaction[2] in known.objects]
 

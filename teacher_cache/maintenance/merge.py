@@ -18,6 +18,7 @@ from pipeline.utils.errors import InputError
 from pipeline.utils.files import atomic_write, describe_changes
 from pipeline.utils.logging import get_logger
 from pipeline.utils.progress import track
+from pipeline.utils.text import count_noun
 from teacher_cache.reader.cache import read_outputs, read_teacher_file
 from teacher_cache.reader.format import PLAN, SHARDS, TEACHER, TeacherOutputs, vocabulary_to_dict
 from teacher_cache.reader.manifest import read_manifest, stored_vocabulary
@@ -79,8 +80,8 @@ def merge_caches(caches: Sequence[Path], out: Path) -> None:
         counts = write_manifest(out).counts
     assert counts is not None
     print(
-        f"{out}: {counts['images']} images, {counts['pairs']} pairs of {len(caches)} caches in"
-        f" {counts['shards']} shards"
+        f"{out}: {count_noun(counts['images'], 'images')}, {count_noun(counts['pairs'], 'pairs')}"
+        f" of {len(caches)} caches in {count_noun(counts['shards'], 'shards')}"
     )
 
 

@@ -15,6 +15,7 @@ from pipeline.utils.errors import InputError
 from pipeline.utils.files import sha256_of_json
 from pipeline.utils.logging import get_logger
 from pipeline.utils.progress import track
+from pipeline.utils.text import count_noun
 from pipeline.vocabulary import Vocabulary, load_vocabulary
 from teacher_cache.maintenance.add_prompts import load_text_encoder, resolve_clip
 from teacher_cache.reader.cache import PromptEmbeddings, TeacherCache, open_cache
@@ -143,7 +144,10 @@ def rescore_cache(config: RescoreConfig) -> None:
             write_shard_arrays(path, plan.fingerprint, layout.images, layout.failed, arrays)
         status = write_manifest(config.out)
     assert status.counts is not None
-    print(f"{config.out}: rescored {status.counts['pairs']} pairs of {len(cache)} images")
+    print(
+        f"{config.out}: rescored {count_noun(status.counts['pairs'], 'pairs')} of"
+        f" {count_noun(len(cache), 'images')}"
+    )
 
 
 def map_object_labels(old: Vocabulary, new: Vocabulary, file: str) -> np.ndarray:

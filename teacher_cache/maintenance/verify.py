@@ -21,6 +21,7 @@ from pipeline.utils.errors import InputError
 from pipeline.utils.files import sha256_of_file
 from pipeline.utils.logging import get_logger
 from pipeline.utils.progress import track
+from pipeline.utils.text import count_noun
 from teacher_cache.reader.cache import open_cache, read_teacher_file
 from teacher_cache.reader.format import MANIFEST, PLAN, SHARDS, TEACHER, vocabulary_to_dict
 from teacher_cache.reader.manifest import read_manifest, stored_vocabulary
@@ -79,7 +80,8 @@ def verify_cache(
         verified.check(data.vocabulary, loaded.digest, part)
     size = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
     print(
-        f"{cache}: {len(verified)} images in {verified.num_shards} shards, {size / 1e6:.1f} MB,"
+        f"{cache}: {count_noun(len(verified), 'images')} in"
+        f" {count_noun(verified.num_shards, 'shards')}, {size / 1e6:.1f} MB,"
         " all checksums match"
     )
 
@@ -104,8 +106,8 @@ def _complete_manifest(
     if missing:
         raise InputError(
             f"{folder}: the cache is unfinished: {SHARDS}/{missing[0]} is missing"
-            f" ({len(missing)} shards); run the same eoid-cache build command or verify"
-            " --repair to complete it"
+            f" ({count_noun(len(missing), 'shards')}); run the same eoid-cache build command or"
+            " verify --repair to complete it"
         )
     logger.info(f"{folder}: all shards are finished; wrote {MANIFEST}")
 

@@ -15,6 +15,7 @@ from h5py import h5f, h5fd, h5g, h5p
 
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import atomic_write, sha256_of_file
+from pipeline.utils.text import count_noun
 from teacher_cache.reader.cache import PromptEmbeddings
 from teacher_cache.reader.format import (
     FAILED_ID,
@@ -57,7 +58,7 @@ class ShardRecord:
 
     def __str__(self) -> str:
         """Name and numbers for messages."""
-        return f"{self.name}: {len(self.images)} images, {len(self.failed)} failed"
+        return f"{self.name}: {count_noun(len(self.images), 'images')}, {len(self.failed)} failed"
 
     def to_dict(self) -> dict[str, Any]:
         """The shard's entry in the manifest, which lists `failed` once for all shards."""

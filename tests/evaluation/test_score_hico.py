@@ -138,13 +138,13 @@ def test_images_without_pairs_are_left_out(tmp_path, messages):
     (tmp_path / "p.json").write_text(json.dumps(entries))
     files = tmp_path / "p.json", hico_annotations(tmp_path, hico)
     lines = score_hico_file(*files)
-    assert "1 images without annotated pair were left out" in messages
+    assert "left out 1 image without annotated pair" in messages
     assert lines[2].split() == ["full", "100.00", "100.00"]
     entries[1]["file_name"] = "c.jpg"
     (tmp_path / "p.json").write_text(json.dumps(entries))
     lines = score_hico_file(*files)
     assert lines[2].split() == ["full", "100.00", "100.00"]
-    assert f"1 images that {files[1]} does not name were left out" in messages
+    assert f"left out 1 image not named in {files[1]}" in messages
     (tmp_path / "p.json").write_text(json.dumps(entries[1:]))
     with pytest.raises(InputError, match=r"p.json: file_name: .*found 1 others, .* being c.jpg"):
         score_hico_file(*files)

@@ -80,7 +80,7 @@ def test_images_without_detections_and_outside_the_part_are_reported(
     lines = score_vcoco_file(tmp_path / "p.json", actions, ids=ids)
     assert averages(lines) == pytest.approx([33.33] * 3)
     assert messages == [
-        "2 detections on images outside the part were left out",
+        "left out 2 detections on images outside the part",
         "2 of 3 images have no detections",
     ]
 
@@ -184,7 +184,7 @@ def test_a_misspelled_key_is_reported(tmp_path, messages):
     (tmp_path / "mine.json").write_text(json.dumps([{**entries[0], "kick_agnet": 0.5}]))
     score_vcoco_file(tmp_path / "mine.json", LEFT_OUT / "data/vcoco/vcoco_test.json")
     (line,) = [line for line in messages if "kick_agnet" in line]
-    assert line.startswith("1 ")
+    assert line.startswith("left out 1 key ")
 
 
 def test_a_dataset_without_official_actions(runs):

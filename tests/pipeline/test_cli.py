@@ -231,7 +231,7 @@ def test_check_prints_a_table_and_ends_with_2_when_something_is_wrong(run, small
     code, out, err = run(cli.data, "check", small_dataset)
     assert code == 2 and "38118" in out
     last = err.splitlines()[-1]
-    assert last.startswith(f"eoid-data: {small_dataset}: test: 1 images missing, first")
+    assert last.startswith(f"eoid-data: {small_dataset}: test: 1 image missing, first")
 
 
 PIECES = """

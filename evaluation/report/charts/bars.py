@@ -15,6 +15,7 @@ from evaluation.analysis.error_kinds import ERROR_KINDS, ERROR_TITLES, ErrorCoun
 from evaluation.report.charts.figure import Chart, Panel, bar_style, make_chart, marker_style
 from evaluation.report.charts.palette import LIGHT
 from evaluation.tables import format_percent
+from pipeline.utils.text import count_noun
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -131,8 +132,8 @@ def class_bars(rows: Sequence[ClassRow], entry: ComparisonEntry) -> Chart:
             f"{row.name} ({format_percent(row.values[0])})" for row in (members[0], members[-1])
         )
         alts.append(
-            f"{len(members)} {group} interactions, mean {values.mean():.1f}, from {best} down to"
-            f" {worst}"
+            f"{count_noun(len(members), f'{group} interactions')}, mean {values.mean():.1f}, from"
+            f" {best} down to {worst}"
         )
         if len(rows) > MAX_NAMED_CLASSES:
             split = len(members) - min(NUM_EXTREMES, len(members) // 2)

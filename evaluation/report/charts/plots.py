@@ -23,6 +23,7 @@ from evaluation.report.charts.figure import (
 )
 from evaluation.report.charts.palette import LIGHT
 from evaluation.tables import format_percent, join_names
+from pipeline.utils.text import count_noun
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,7 +67,7 @@ def training_curves(logs: Sequence[tuple[ComparisonEntry, TrainingLog]]) -> Char
     names = dict.fromkeys(name for _, log in logs for name in log.series)
     panels = [Panel(CURVE_HEIGHT, partial(draw, name=name)) for name in names]
     last_values = "; ".join(
-        f"{entry.title} after {int(log.steps[-1])} steps: "
+        f"{entry.title} after {count_noun(int(log.steps[-1]), 'steps')}: "
         + ", ".join(f"{name} {values[-1]:.3g}" for name, values in log.series.items())
         for entry, log in logs
     )

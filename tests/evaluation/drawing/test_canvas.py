@@ -17,14 +17,16 @@ LABEL = [LabelLine("sit on chair 0.50", True)]
 @pytest.mark.parametrize(
     ("size", "labels", "least", "most"),
     [
-        ((512, 512), [LABEL], 18, 18),
-        ((640, 480), [LABEL] * 15, 13, 18),
-        ((6000, 4000), [LABEL] * 5, 200, 220),
+        ((512, 512), [LABEL], 14, 14),
+        # One pair in a photograph: 3 % of its width.
+        ((640, 480), [LABEL], 18, 18),
+        ((640, 480), [LABEL] * 15, 12, 18),
+        ((6000, 4000), [LABEL] * 5, 160, 170),
         # A long label has to fit into a narrow image.
         ((240, 2400), [LABEL], 11, 20),
         ((2400, 240), [LABEL], 11, 18),
         # Many labels are at least half as large as few ones.
-        ((1000, 1000), [LABEL * 4] * 30, 16, 18),
+        ((1000, 1000), [LABEL * 4] * 30, 13, 15),
         ((100, 100), [LABEL] * 30, 11, 11),
     ],
 )

@@ -8,6 +8,7 @@ from evaluation.drawing.canvas import (
     MARGIN_COLOUR,
     PAIR_COLOURS,
     UNSEEN_COLOUR,
+    WHITE,
     WRONG_COLOUR,
     Canvas,
     measure_labels,
@@ -199,7 +200,7 @@ def test_margin_of_narrow_images(toy, annotate):
 
 
 @pytest.mark.parametrize("size", [(512, 384), (384, 512), (3000, 2000), (512, 60), (120, 512)])
-def test_legend_has_colours_and_star(size):
+def test_legend_has_marks_without_colour_and_a_star(size):
     given = Image.new("RGB", size, GREY)
     image = add_legend(given)
     assert given.size == size and image.width == size[0]
@@ -207,8 +208,11 @@ def test_legend_has_colours_and_star(size):
     assert 0.01 * max(size) < image.height - size[1] < 0.2 * max(size)
     assert image.crop((0, 0, *size)).getcolors() == [(size[0] * size[1], GREY)]
     strip = image.crop((0, size[1], size[0], image.height))
-    for colour in (PAIR_COLOURS[0], UNSEEN_COLOUR):
+    for colour in (WHITE, UNSEEN_COLOUR):
         assert count(strip, colour, 40) > 3
+    # Those of people and objects would be misleading in one pair's colour.
+    colours = [colour for colour in PAIR_COLOURS if colour != WHITE]
+    assert count(strip.crop((0, 0, strip.height, strip.height)), colours[0], 40) == 0
     # The last letter has room.
     background = np.asarray(strip, int)[:, -1]
     assert np.abs(background - background[0]).max() <= 8

@@ -104,7 +104,7 @@ def test_truncated_file_is_refused(tmp_path, hico):
         load_annotations(path, hico, "train")
 
 
-EDGE, AREA, RANGE = "boxes over the image's edge", "boxes without area", "box index out of range"
+EDGE, AREA, RANGE = "1 box over the image's edge", "1 box without area", "box index out of range"
 # A change, the kind of the issue, and the numbers of boxes and labels that are left.
 ISSUES = [
     (BOX, [-5, 40, 50, 70], EDGE, 2, 1),
@@ -115,9 +115,9 @@ ISSUES = [
     ([*LABEL, "object_id"], 2, RANGE, 2, 0),
     ([*LABEL, "object_id"], -1, RANGE, 2, 0),
     ([*LABEL, "subject_id"], -2, RANGE, 2, 0),
-    ([*LABEL, "category_id"], 1, "not an interaction of the vocabulary", 2, 0),
-    ([*LABEL, "subject_id"], 1, "subject is not a person", 2, 0),
-    (["hoi_annotation"], ENTRY["hoi_annotation"] * 2, "repeated labels", 2, 1),
+    ([*LABEL, "category_id"], 1, "1 label of no interaction of the vocabulary", 2, 0),
+    ([*LABEL, "subject_id"], 1, "1 label whose subject is not a person", 2, 0),
+    (["hoi_annotation"], ENTRY["hoi_annotation"] * 2, "1 repeated label ", 2, 1),
 ]
 
 

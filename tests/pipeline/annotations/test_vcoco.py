@@ -119,7 +119,7 @@ def test_crowds_are_kept_only_as_role_objects(read):
 FLAT = (BALL, [60, 60, 0.5, 30])
 STANDING = (PERSON, [0, 0, 50, 50])
 KICK = {(0, "kick"): (1,)}
-AREA, OBJECTS, OTHERS = "boxes without area", "role objects", "not an interaction"
+AREA, OBJECTS, OTHERS = "boxes without area", "role objects", "of no interaction"
 
 
 @pytest.mark.parametrize(

@@ -58,11 +58,11 @@ def truncate(root):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda root: (root / "images/train2015/b.jpg").unlink(), "1 images missing, first"),
+        (lambda root: (root / "images/train2015/b.jpg").unlink(), "1 image missing, first"),
         (lambda root: shutil.rmtree(root / "images/train2015"), "no such folder of images"),
-        (truncate, "1 images unreadable, first .*b.jpg: expected a whole image"),
+        (truncate, "1 image unreadable, first .*b.jpg: expected a whole image"),
         (change('"category_id": 72', '"category_id": 0'), "2 ids of objects or verbs .*found 0"),
-        (change("b.jpg", "a.jpg"), "1 images named more than once, first .*every image once"),
+        (change("b.jpg", "a.jpg"), "1 image named more than once, first .*every image once"),
         (change("[5, 40, 50, 70]", "[5, 40]"), "2 malformed entries, .*a.jpg: annotations.1..bbox"),
         (
             change('"object_id": 1', '"object_id": 7'),
@@ -140,11 +140,11 @@ def test_all_kinds_of_errors_are_found_at_once(small_dataset, checked):
     truncate(small_dataset)
     (train, _), text, line = checked()
     assert {issue.kind: (issue.count, issue.is_error) for issue in train.issues} == {
-        "ids of objects or verbs that are not in the vocabulary": (4, True),
+        "ids of objects or verbs outside the vocabulary": (4, True),
         "images named more than once": (1, True),
         "malformed entries": (1, True),
         "repeated labels (dropped)": (1, False),
-        "labels that are not an interaction of the vocabulary (dropped)": (1, False),
+        "labels of no interaction of the vocabulary (dropped)": (1, False),
         "labels with a box index out of range (dropped)": (1, False),
         "images unreadable": (1, True),
     }
@@ -192,5 +192,5 @@ def test_vcoco_folder_with_published_counts(tmp_path, write_vcoco):
     dataset = open_dataset(tmp_path)
     checks = check_dataset(dataset)
     (issue,) = checks[0].issues
-    assert issue.kind.startswith("labels that are not an interaction") and not issue.is_error
+    assert issue.kind.startswith("labels of no interaction") and not issue.is_error
     assert "2 / 4946" in format_check(dataset, checks) and summarise_problems(checks) == ""

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.drawing.canvas import PAIR_COLOURS
+from evaluation.drawing.canvas import LABEL_COLOUR, PAIR_COLOURS
 from pipeline.datasets.dataset import open_dataset
 from pipeline.utils.errors import InputError
 from teacher_cache.analysis.show import (
@@ -139,7 +139,9 @@ def draw(*pairs, image=GREY):
 @pytest.mark.parametrize("pairs", [(), (VIEW,)])
 def test_size_of_the_drawing(size, drawn_size, pairs):
     figure, axis, _ = draw(*pairs, image=Image.new("L", size))
-    assert (axis.bbox.width, axis.bbox.height) == pytest.approx(drawn_size)
+    legend = round(axis.bbox.height) - drawn_size[1]
+    assert axis.bbox.width == pytest.approx(drawn_size[0])
+    assert 15 <= legend <= 100 if pairs else legend == 0
     assert figure.bbox.width > drawn_size[0] and figure.bbox.height >= drawn_size[1]
 
 
@@ -163,4 +165,14 @@ def test_boxes_without_area_and_outside(box):
     given = replace(VIEW, object_box=np.array(box, np.float32), actions=())
     _, axis, _ = draw(given)
     (shown,) = axis.images
-    assert shown.get_array().shape == (720, 900, 3)
+    height, width, channels = shown.get_array().shape
+    assert (width, channels) == (900, 3) and 720 < height < 770
+
+
+def test_a_legend_explains_marks_and_regions():
+    _, axis, _ = draw(VIEW)
+    strip = np.asarray(axis.images[0].get_array(), int)[720:]
+    np.testing.assert_array_equal(strip[1, 1], LABEL_COLOUR)
+    is_white = (strip > 230).all(2)
+    # White marks of a person, an object and a region; none has a pair's colour.
+    assert is_white.sum() > 300 and (strip.max(2) - strip.min(2)).max() < 40

@@ -41,7 +41,7 @@ def test_jobs_one_after_the_other(
         assert not (config.out / MANIFEST).exists()
     made = sorted(path.name for path in (config.out / SHARDS).iterdir())
     assert made == ["00000.h5", "00002.h5", "00003.h5", "00005.h5", "00006.h5"]
-    assert "2 shards of other jobs are missing" in messages[-1] and "verify" in messages[-1]
+    assert "missing 2 shards of other jobs" in messages[-1] and "verify" in messages[-1]
     capsys.readouterr()
     build_cache(shares[1])
     assert "7 images" in capsys.readouterr().out

@@ -100,8 +100,8 @@ def test_other_images_and_coco_objects_are_left_out(read):
     found = read([entry(category_id=missing), entry(image_id="c.jpg"), GOOD], subset)
     assert len(found.rows) == 1
     line = found.summary("f")
-    assert "1 detections of COCO objects that the vocabulary does not" in line
-    assert "1 detections of images outside the annotated part (left out)" in line
+    assert "1 detection of COCO objects that the vocabulary does not" in line
+    assert "1 detection of images outside the annotated part (left out)" in line
     with pytest.raises(InputError, match=r"entry 0\.category_id: expected"):
         read([entry(category_id=12)], subset)
 

@@ -105,7 +105,7 @@ def test_interactions_of_a_wider_vocabulary_are_added(add, vocabulary, tmp_path,
     found = add(vocabulary=str(tmp_path / "wider.json"))
     assert [found.verbs[row] for row in found.actions] == ["lift", "ride"]
     assert found.objects == ("ball", "dog")
-    assert "1 interactions left out" in messages[0] and messages[0].endswith("cache: piano")
+    assert "1 interaction left out" in messages[0] and messages[0].endswith("cache: piano")
 
 
 def test_several_templates_are_averaged(add, dataset, build):

@@ -13,6 +13,7 @@ from evaluation.report.charts.plots import (
     precision_recall_curves,
     training_curves,
 )
+from pipeline.utils.text import count_noun
 
 
 @pytest.mark.parametrize("num_lines", [1, 20, 500])
@@ -27,7 +28,7 @@ def test_training_curves(num_lines, entries, texts):
     assert {TOTAL_LOSS, LEARNING_RATE, "extra", "step", "No distillation"} <= set(found)
     assert found.count("Distilled") == 1
     assert "var(--distilled)" in chart.panels[0] and "NaN" not in chart.panels[0]
-    assert f"Distilled after {num_lines} steps: {TOTAL_LOSS}" in chart.alt
+    assert f"Distilled after {count_noun(num_lines, 'steps')}: {TOTAL_LOSS}" in chart.alt
 
 
 @pytest.mark.parametrize("hits", [[1, 0, 1], [0, 0]])
