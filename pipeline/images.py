@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import stat
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +39,14 @@ IMAGE_EXTENSIONS = frozenset(
         ".webp",
     }
 )
+# Endings of photographs in formats that are not read: HEIF, JPEG XL, and raw formats of cameras.
+UNREAD_EXTENSIONS = frozenset(
+    {
+        *(".heic", ".heif", ".hif", ".jxl"),
+        *(".3fr", ".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf"),
+        *(".raw", ".rw2", ".srw"),
+    }
+)
 EXIF_ORIENTATION = 0x0112
 EXIF_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -57,6 +66,19 @@ MAX_PIXELS = 2 * 89_478_485
 # not affect the pixels.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.\w+ImagePlugin")
+
+
+def unread_images(paths: Iterable[Path]) -> tuple[list[Path], str]:
+    """The files with an ending of `UNREAD_EXTENSIONS`, and their description for messages, in the
+    plural, with the number of each ending. Hidden files do not count."""
+    found = [
+        path
+        for path in paths
+        if path.suffix.lower() in UNREAD_EXTENSIONS and not path.name.startswith(".")
+    ]
+    endings = Counter(sorted(path.suffix.lower() for path in found))
+    counts = ", ".join(f"{count} {ending}" for ending, count in endings.items())
+    return found, f"image files in formats that are not supported (skipped: {counts})"
 
 
 class IgnoreExifPath(PosixPath):

@@ -119,8 +119,8 @@ def built(photos):
 def test_the_dataset_is_valid():
     lines = run(data_main, "check", PHOTOS).stdout.splitlines()
     assert [line.split() for line in lines[-2:]] == [
-        ["train", "26", "20", "46"],
-        ["test", "26", "6", "3"],
+        ["train", "20", "20", "46"],
+        ["test", "6", "6", "3"],
     ]
 
 

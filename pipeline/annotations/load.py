@@ -13,7 +13,7 @@ from pipeline.annotations.base import ParseContext, format_issues, is_utf8
 from pipeline.annotations.coco import parse_coco
 from pipeline.annotations.hico import parse_anno_bbox, parse_hoia, parse_instances
 from pipeline.annotations.vcoco import find_vcoco_files, read_vcoco, vcoco_annotations
-from pipeline.images import IMAGE_EXTENSIONS
+from pipeline.images import IMAGE_EXTENSIONS, unread_images
 from pipeline.types import Annotation
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import read_json, sha256_of_file, sha256_of_json
@@ -170,24 +170,32 @@ def load_image_folder(folder: Path, part: str) -> AnnotationFile:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of images")
+    paths = list(folder.iterdir())
+    unread, unread_kind = unread_images(paths)
     found = sorted(
         path.name
-        for path in folder.iterdir()
+        for path in paths
         if path.suffix.lower() in IMAGE_EXTENSIONS
         and not path.name.startswith(".")
         and path.is_file()
     )
     names = [name for name in found if is_utf8(name)]
     if not names:
-        raise InputError(f"{folder}: expected at least one image, found none")
+        others = f" but {count_noun(len(unread), unread_kind)}" if unread else ""
+        raise InputError(f"{folder}: expected at least one image, found none{others}")
     skipped = [ascii(name) for name in found if not is_utf8(name)]
+    issues, examples = Counter[str](), {}
+    if skipped:
+        issues[NON_UTF8_NAME], examples[NON_UTF8_NAME] = len(skipped), f"{folder}: {skipped[0]}"
+    if unread:
+        issues[unread_kind], examples[unread_kind] = len(unread), str(min(unread))
     empty = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros((0, 3), np.int64)
     return AnnotationFile(
         path=folder,
         annotations=tuple(Annotation(name, *empty) for name in names),
-        issues=Counter({NON_UTF8_NAME: len(skipped)} if skipped else ()),
+        issues=issues,
         digest=sha256_of_json(names),
         part=part,
-        examples={NON_UTF8_NAME: f"{folder}: {skipped[0]}"} if skipped else {},
+        examples=examples,
         boxes_only=True,
     )

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
 from pipeline.annotations.load import AnnotationFile
 from pipeline.datasets.dataset import Dataset, list_file_names, missing_images
 from pipeline.datasets.size_check import check_image_sizes
+from pipeline.images import IMAGE_EXTENSIONS, unread_images
 from pipeline.utils.errors import InputError
 from pipeline.utils.text import count_noun
 from pipeline.vocabulary import Vocabulary, normalise_name
@@ -48,8 +50,11 @@ class PartReport:
 
     Attributes:
         name: "train" or "test".
-        images, annotated, labels: numbers of files in the images folder, of annotated images, and
-            of labelled pairs and verbs.
+        images, annotated, labels: numbers of the part's image files, of annotated images, and of
+            labelled pairs and verbs. All images of a folder are the part's, unless several parts
+            share the folder: then those that its annotation file names.
+        files: names of all files in the images folder.
+        listed: names of the images in the annotation file that exist.
         issues: all kinds of issues.
         problems: messages about everything that has to be corrected.
     """
@@ -58,6 +63,8 @@ class PartReport:
     images: int = 0
     annotated: int = 0
     labels: int = 0
+    files: frozenset[str] = frozenset()
+    listed: frozenset[str] = frozenset()
     issues: list[DatasetIssue] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -87,10 +94,46 @@ def check_dataset(dataset: Dataset, strict: bool = False) -> list[PartReport]:
         strict: annotation issues that are repaired in use count as errors.
     """
     checks = [_check_part(dataset, name, strict) for name in dataset.parts]
+    for group in _by_folder(dataset, checks).values():
+        for check in group:
+            found = check.listed if len(group) > 1 else _image_names(check.files) | check.listed
+            check.images = len(found)
     for kind, path in (("detector", dataset.detector), ("teacher", dataset.teacher)):
         if path is not None and not path.exists():
             checks[0].problems.append(f"{path}: no such {kind}")
     return checks
+
+
+def _by_folder(dataset: Dataset, checks: list[PartReport]) -> dict[Path, list[PartReport]]:
+    """The parts by their folders of images."""
+    groups: dict[Path, list[PartReport]] = {}
+    for check in checks:
+        groups.setdefault(dataset.parts[check.name].images.resolve(), []).append(check)
+    return groups
+
+
+def _describe_folders(dataset: Dataset, checks: list[PartReport]) -> list[str]:
+    """Lines about files that no part uses, as far as the counts of the parts do not show them."""
+    lines = []
+    for folder, group in _by_folder(dataset, checks).items():
+        files = group[0].files
+        if len(group) > 1:
+            listed = frozenset[str]().union(*(check.listed for check in group))
+            if unlisted := len(_image_names(files) - listed):
+                lines.append(f"{folder}: {count_noun(unlisted, 'images')} of no part")
+        unread, kind = unread_images(map(Path, files))
+        if unread and dataset.parts[group[0].name].annotations is not None:
+            lines.append(f"{folder}: {count_noun(len(unread), kind)}")
+    return lines
+
+
+def _image_names(files: frozenset[str]) -> frozenset[str]:
+    """The file names with an ending of images, without hidden ones."""
+    return frozenset(
+        name
+        for name in files
+        if Path(name).suffix.lower() in IMAGE_EXTENSIONS and not name.startswith(".")
+    )
 
 
 def summarise_problems(checks: list[PartReport]) -> str:
@@ -103,10 +146,16 @@ def summarise_problems(checks: list[PartReport]) -> str:
 def _check_part(dataset: Dataset, name: str, strict: bool) -> PartReport:
     check, folder = PartReport(name), dataset.parts[name].images
     with check.catch_errors():
-        check.images = len(list_file_names(folder))
+        check.files = frozenset(list_file_names(folder))
     with check.catch_errors():
         annotations = dataset.load(name, strict, lenient=True)
         check.annotated = len(annotations.annotations)
+        names = {annotation.image_id for annotation in annotations.annotations}
+        check.listed = frozenset(
+            name
+            for name in names | annotations.unlabelled
+            if name in check.files or (folder / name).is_file()
+        )
         check.labels = annotations.num_labels
         for counts, is_error in ((annotations.entry_errors, True), (annotations.issues, strict)):
             for kind, count in counts.items():
@@ -189,6 +238,7 @@ def format_check(dataset: Dataset, checks: list[PartReport]) -> str:
         ),
         *_align_columns(table),
         *(["(after the slash: published counts)"] if published else []),
+        *_describe_folders(dataset, checks),
         *_ambiguous_verbs(vocabulary),
     ]
     kinds = {issue.kind: issue.is_error for check in checks for issue in check.issues}

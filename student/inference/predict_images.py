@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.images import IMAGE_EXTENSIONS
+from pipeline.images import IMAGE_EXTENSIONS, unread_images
 from pipeline.utils.devices import default_num_workers
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import (
@@ -79,8 +79,8 @@ def predict_images(
         InputError: there are no images, or results exist; or, after all others are predicted,
             images could not be read.
     """
-    images, problems = find_images(patterns, out)
-    for line in problems:
+    images, problems, skipped = find_images(patterns, out)
+    for line in problems + skipped:
         logger.warning(line)
     if not images:
         raise InputError("expected at least one image, found none")
@@ -198,7 +198,7 @@ def _write_outputs(
 
 def find_images(
     patterns: Sequence[str], exclude: Path | None = None
-) -> tuple[dict[Path, Path], list[str]]:
+) -> tuple[dict[Path, Path], list[str], list[str]]:
     """Finds image files, each once, in the order of the arguments.
 
     Args:
@@ -208,12 +208,18 @@ def find_images(
 
     Returns:
         - for every image its path below the folder that was searched, or its file name;
-        - a message for every argument without any image.
+        - a message for every argument without any image;
+        - a message for every argument with image files of formats that are not supported.
     """
     found: dict[str, tuple[Path, Path]] = {}
-    problems = []
+    problems, skipped = [], []
     for pattern in patterns:
-        matches = list(_expand(pattern, exclude))
+        others: list[Path] = []
+        matches = list(_expand(pattern, exclude, others))
+        unread, kind = unread_images(others)
+        if unread:
+            message = count_noun(len(unread), kind)
+            skipped.append(f"{pattern}: {message}; convert them to JPEG or PNG")
         if not matches:
             what = (
                 "images in this folder" if Path(pattern).is_dir() else "file matches this pattern"
@@ -221,11 +227,12 @@ def find_images(
             problems.append(f"{pattern}: no {what}")
         for path, relative in matches:
             found.setdefault(os.path.abspath(path), (path, relative))
-    return dict(found.values()), problems
+    return dict(found.values()), problems, skipped
 
 
-def _expand(pattern: str, exclude: Path | None) -> Iterator[tuple[Path, Path]]:
-    """(file, path in the output folder) of every image that an argument names."""
+def _expand(pattern: str, exclude: Path | None, others: list[Path]) -> Iterator[tuple[Path, Path]]:
+    """(file, path in the output folder) of every image that an argument names; adds the other files
+    of its folders to `others`."""
     path = Path(pattern)
     # An existing file with a name such as "a[1].jpg" is that file. The matches of a glob pattern
     # are treated as if the shell had expanded it.
@@ -235,9 +242,12 @@ def _expand(pattern: str, exclude: Path | None) -> Iterator[tuple[Path, Path]]:
             for file in sorted(match.rglob("*")):
                 relative = file.relative_to(match)
                 hidden = any(name.startswith(".") for name in relative.parts)
-                is_image = file.suffix.lower() in IMAGE_EXTENSIONS and not file.is_dir()
-                if is_image and not hidden and not _is_below(file, exclude):
+                if hidden or file.is_dir() or _is_below(file, exclude):
+                    continue
+                if file.suffix.lower() in IMAGE_EXTENSIONS:
                     yield file, relative
+                else:
+                    others.append(file)
         elif not (is_glob and _is_below(match, exclude)):
             yield match, Path(match.name)
 

@@ -11,6 +11,7 @@ from pipeline.datasets.check import (
     summarise_problems,
 )
 from pipeline.datasets.dataset import open_dataset
+from pipeline.utils.errors import InputError
 
 
 @pytest.fixture
@@ -194,3 +195,51 @@ def test_vcoco_folder_with_published_counts(tmp_path, write_vcoco):
     (issue,) = checks[0].issues
     assert issue.kind.startswith("labels of no interaction") and not issue.is_error
     assert "2 / 4946" in format_check(dataset, checks) and summarise_problems(checks) == ""
+
+
+def test_photographs_of_unsupported_formats_are_counted(small_dataset, checked):
+    folder = small_dataset / "images/train2015"
+    for name in ("c.heic", "d.CR2", "e.heic", ".f.heic", "notes.txt"):
+        (folder / name).write_bytes(b"?")
+    checks, text, line = checked()
+    assert checks[0].images == 2 and line == ""
+    (found,) = [line for line in text.splitlines() if "not supported" in line]
+    assert found.startswith(f"{folder}: 3 image files in")
+    assert found.endswith("(skipped: 1 .cr2, 2 .heic)")
+
+
+def test_parts_that_share_a_folder_have_their_own_images(small_dataset):
+    """And images that neither annotation file names are counted once."""
+    folder = small_dataset / "images/train2015"
+    for path in (small_dataset / "images/test2015").iterdir():
+        shutil.move(path, folder)
+    for name in ("x.jpg", "y.png"):
+        Image.new("RGB", (8, 8)).save(folder / name)
+    (small_dataset / "dataset.toml").write_text(
+        'name = "shared"\nvocabulary = "hico-det"\n[train]\nimages = "images/train2015"\n'
+        'annotations = "annotations/trainval_hico.json"\n[test]\nimages = "images/train2015"\n'
+        'annotations = "annotations/test_hico.json"\n'
+    )
+    dataset = open_dataset(small_dataset)
+    checks = check_dataset(dataset)
+    assert summarise_problems(checks) == ""
+    assert [(check.name, check.images) for check in checks] == [("train", 2), ("test", 1)]
+    assert f"{folder}: 2 images of no part" in format_check(dataset, checks).splitlines()
+
+
+def test_a_folder_without_annotations_counts_unsupported_formats(small_dataset):
+    (small_dataset / "dataset.toml").write_text(
+        'name = "bare"\nvocabulary = "hico-det"\n[train]\nimages = "images/train2015"\n'
+    )
+    folder = small_dataset / "images/train2015"
+    (folder / "c.heic").write_bytes(b"?")
+    dataset = open_dataset(small_dataset)
+    loaded = dataset.load("train")
+    assert len(loaded.annotations) == 2
+    assert "1 image file in formats that are not supported" in loaded.format_issues()
+    (check,) = check_dataset(dataset)
+    assert (check.images, [issue.count for issue in check.issues]) == (2, [1])
+    for path in folder.glob("*.jpg"):
+        path.unlink()
+    with pytest.raises(InputError, match=r"found none but 1 image file .*1 \.heic"):
+        dataset.load("train")

@@ -191,14 +191,37 @@ ALL_PHOTOS = [
     ],
 )
 def test_find_images(photos, patterns, paths, problems):
-    found, lines = find_images(patterns)
+    found, lines, skipped = find_images(patterns)
+    assert not skipped
     assert ([os.path.relpath(path) for path in found], lines) == (paths, problems)
 
 
 def test_the_output_folder_is_not_searched(photos):
     for patterns in (["photos"], ["photos/trip/**/*.*"]):
-        found, _ = find_images(patterns, Path("photos/trip"))
+        found, *_ = find_images(patterns, Path("photos/trip"))
         assert not any("trip" in path.parts for path in found)
+
+
+def test_photographs_of_unsupported_formats_are_counted(photos):
+    """One line for each argument; hidden files, other files and the output folder do not count."""
+    names = ("b.HEIC", "trip/c.heic", "d.jxl", ".e.heic", "notes.txt", "out/f.dng")
+    for name in names:
+        Path("photos", name).parent.mkdir(exist_ok=True)
+        Path("photos", name).write_bytes(b"?")
+    found, problems, (line,) = find_images(["photos"], Path("photos/out"))
+    assert found and not problems
+    assert line.startswith("photos: 3 image files in formats that are not supported")
+    assert "2 .heic, 1 .jxl" in line and "JPEG or PNG" in line
+    _, problems, (line,) = find_images(["photos/out"])
+    assert problems == ["photos/out: no images in this folder"]
+    assert "1 image file in" in line and "1 .dng" in line
+
+
+def test_a_skipped_photograph_is_a_warning(predict, out, messages):
+    (out.parent / "in/c.heic").write_bytes(b"?")
+    assert predict() == 3
+    (line,) = [line for line in messages if "not supported" in line]
+    assert line.startswith(f"{out.parent / 'in'}: 1 image file") and "1 .heic" in line
 
 
 @pytest.mark.parametrize(
