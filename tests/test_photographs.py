@@ -505,6 +505,10 @@ def test_the_commands_of_the_tutorial_run(photos, tmp_path):
     small = (
         ("--clip-model RN50x16 --clip-weights openai", f"--clip-model {photos / 'teacher'}"),
         ("--pretrained detr-r50-e632da11.pth --epochs 200", " ".join(SMALL_PUBLISHED)),
+        (
+            "--pretrained runs/hico --freeze-backbone --epochs 200",
+            " ".join(("--pretrained runs/photos --freeze-backbone", *SMALL_PUBLISHED)),
+        ),
         ("--batch-size 4", "--batch-size 4 --epochs 1"),
         ("--threshold 0.3", "--threshold 0"),
     )
