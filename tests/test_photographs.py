@@ -15,24 +15,19 @@ from safetensors.torch import save_file
 from torchvision.models import get_model
 
 from benchmarks import pair_recall
+from benchmarks.photographs import PHOTOS, write_photographs
 from evaluation.cli import main as eval_main
 from evaluation.predictions import read_predictions
 from evaluation.results import read_results
 from pipeline.cli import main as data_main
 from pipeline.images import read_image
-from pipeline.vocabulary import load_vocabulary
 from student.cli import main as train_main
 from student.inference.cli import main as predict_main
 from student.inference.detector import Detector
 from teacher_cache.cli import main as cache_main
 from teacher_cache.reader.cache import open_cache
 from teacher_cache.reader.format import ANNOTATED
-from teacher_cache.teachers.clip import build_clip, save_clip
-from teacher_cache.teachers.prompts import interaction_prompts
-from teacher_cache.teachers.word_tokenizer import WordTokenizer
-from teacher_cache.toy.models import clip_config
 
-PHOTOS = Path(__file__).parent / "data" / "photos"
 MAX_SIDE = 128
 ONE_STAGE = "ssdlite320_mobilenet_v3_large"
 SMALL_PUBLISHED = (
@@ -67,44 +62,9 @@ def reduce(image):
 def photos(tmp_path_factory):
     """The dataset folder of the photographs, at reduced size, with a teacher of random weights."""
     root = tmp_path_factory.mktemp("photos") / "photos"
-    (root / "images").mkdir(parents=True)
-    scales = {}
-    for path in sorted((PHOTOS / "images").iterdir()):
-        with Image.open(path) as image:
-            width = image.width
-            small = reduce(image.convert("RGB"))
-        scales[path.name] = small.width / width
-        small.save(root / "images" / path.name, quality=90)
-    for name in ("dataset.toml", "vocabulary.json"):
-        shutil.copy(PHOTOS / name, root)
-    (root / "annotations").mkdir()
-    for part in ("train", "test"):
-        entries = json.loads((PHOTOS / f"annotations/{part}.json").read_text())
-        for entry in entries:
-            scale = scales[entry["file_name"]]
-            with Image.open(root / "images" / entry["file_name"]) as image:
-                entry["width"], entry["height"] = image.size
-            for row in entry["annotations"]:
-                row["bbox"] = [scale * value for value in row["bbox"]]
-        (root / f"annotations/{part}.json").write_text(json.dumps(entries))
-    found = json.loads((PHOTOS / "detections.json").read_text())
-    for row in found:
-        row["bbox"] = [scales[row["image_id"]] * value for value in row["bbox"]]
-    (root / "detections.json").write_text(json.dumps(found))
+    write_photographs(root, lambda width, height: MAX_SIDE / max(width, height))
     (root / "unseen.toml").write_text('unseen_verbs = ["touch"]\n')
-    write_teacher(root / "teacher", load_vocabulary(root / "vocabulary.json"))
     return root
-
-
-def write_teacher(folder, vocabulary):
-    """A small CLIP with random weights that knows the words of the prompts."""
-    prompts = interaction_prompts(vocabulary)
-    words = {word for group in prompts for prompt in group for word in prompt.split()}
-    tokenizer = WordTokenizer(sorted({*words, "photo", "pushing"}), 12)
-    config = clip_config(tokenizer)
-    model = build_clip(config, torch.Generator().manual_seed(3))
-    preprocessing = {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28]}
-    save_clip(folder, model, config, preprocessing, tokenizer)
 
 
 @pytest.fixture(scope="module")
