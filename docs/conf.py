@@ -41,7 +41,8 @@ html_css_files = ["custom.css"]
 
 def _link_to_pages(app, relative_path, parent_docname, source):
     """Links between files of the repository become links between pages that include them."""
-    source[0] = source[0].replace("(study/results/README.md)", "(study.md)")
+    text = source[0].replace("(study/results/README.md)", "(study.md)")
+    source[0] = text.replace("(../docs/", "(")
 
 
 def _escape_patterns(app, ctx, lines):

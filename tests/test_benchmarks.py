@@ -9,7 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import cache_build, cache_read, dataset_sheet, evaluate, pair_recall, student_step
+from benchmarks import (
+    cache_build,
+    cache_read,
+    dataset_sheet,
+    evaluate,
+    pair_recall,
+    photograph_cost,
+    student_step,
+)
 from benchmarks.timing import Timings, time_in_turns
 from pipeline.types import Pairs
 
@@ -58,6 +66,34 @@ def test_a_training_step(run):
     assert result["cache"]["ratio"] > 0 and result["teacher"]["ratio"] > 0
     regions = result["teacher"]["regions"]
     assert regions["every_layer"] > regions["each_pair_once"]
+
+
+@pytest.mark.slow
+def test_costs_of_a_photograph(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "cost.json"
+    models = "--detectors ssdlite320_mobilenet_v3_large --clips ViT-S-32-alt --backbone resnet18"
+    sizes = "--photographs 1 --regions 1 --batch-size 1"
+    words = ["benchmark", "--json", str(file), *models.split(), *sizes.split()]
+    monkeypatch.setattr(sys, "argv", words)
+    photograph_cost.main()
+    result = json.loads(file.read_text())
+    assert len(capsys.readouterr().out.splitlines()) == len(result["tasks"]) == 3
+    for seconds in result["tasks"].values():
+        assert seconds.keys() <= photograph_cost.STAGES.keys()
+        assert all(value >= 0 for value in seconds.values()) and sum(seconds.values()) > 0
+    assert all(part["peak_memory_gb"] > 0.1 for part in result["parts"].values())
+    encoded = result["parts"]["ViT-S-32-alt"]
+    assert len(encoded["pairs"]) == 20 and sum(encoded["pairs"]) == 232
+    # 10 verbs, embeddings of dimension 256; see docs/explanation/cache-cost.md.
+    expected = 232 * (46 + 2 * 10) + sum(encoded["regions"]) * (16 + 2 * 256)
+    assert encoded["bytes_per_photograph"] == pytest.approx(expected / 20, rel=0.1)
+
+
+def test_shares_of_stages_are_drawn(tmp_path):
+    file = tmp_path / "shares.png"
+    photograph_cost.draw({"a": {"read": 0.1, "detect": 2.0}, "b": {"forward": 1.0}}, file)
+    with Image.open(file) as figure:
+        assert figure.width > 1000
 
 
 def test_turns_change_sides_and_the_first_does_not_count():
