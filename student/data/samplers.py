@@ -23,8 +23,9 @@ SampleKey = tuple[int, int]
 # Height and width in pixels.
 PadSize = tuple[int, int]
 # Number of batches within which images are grouped by size. More of them need less padding; fewer
-# make the composition of batches more random.
-GROUPED_BATCHES = 64
+# make the composition of batches more random. An epoch has at least so many groups: otherwise the
+# few images of a small dataset would always be padded to the same sizes, and be unknown without.
+GROUPED_BATCHES, MIN_GROUPS = 64, 8
 # Separates the random stream of the pool's order from others with the same seed.
 SEED_STREAM = 0x9001
 
@@ -145,8 +146,8 @@ def epoch_batches(
 ) -> tuple[list[list[SampleKey]], list[PadSize]]:
     """The batches of an epoch, a pure function of the arguments.
 
-    A random permutation of all images is cut into chunks of `GROUPED_BATCHES` batches. Within a
-    chunk the images are grouped by size, and the groups are ordered by the position of their first
+    A random permutation of all images is cut into chunks of up to `GROUPED_BATCHES` batches. In
+    each the images are grouped by size, and the groups are ordered by the position of their first
     image in the permutation, so that their order is random. Images of equal size keep the order of
     the permutation. The pool's images of a chunk are grouped in the same way, and groups of the
     same rank form a batch, so that both parts of a batch have similar sizes.
@@ -173,10 +174,11 @@ def epoch_batches(
         parts.append((*pool.sample(epoch * steps * count, steps * count, seed), count))
     batches: list[list[SampleKey]] = []
     pad_sizes: list[PadSize] = []
-    for start in range(0, steps, GROUPED_BATCHES):
+    grouped = max(1, min(GROUPED_BATCHES, steps // MIN_GROUPS))
+    for start in range(0, steps, grouped):
         chunks = []
         for keys, key_sizes, count in parts:
-            rows = slice(start * count, (start + GROUPED_BATCHES) * count)
+            rows = slice(start * count, (start + grouped) * count)
             groups = group_by_size(key_sizes[rows], count)
             chunks.append(
                 [(group[0], keys[rows][group], key_sizes[rows][group]) for group in groups]
