@@ -14,6 +14,7 @@ from benchmarks import (
     cache_read,
     dataset_sheet,
     evaluate,
+    overfit,
     pair_recall,
     photograph_cost,
     student_step,
@@ -150,3 +151,25 @@ def test_pairs_match_with_both_boxes_and_the_object():
     detected = [(3, 47, 1), (4, 50, 1), (0, 46, 1), (0, 50, 2)]
     match = pair_recall.match_pairs(pairs([(0, 50, 1), (90, 50, 1)]), pairs(detected))
     assert match.tolist() == [[True, False, False, False], [False] * 4]
+
+
+SMALL_STUDENT = (
+    'backbone="resnet18" hidden_dim=128 feedforward_dim=256 num_encoder_layers=1'
+    " num_human_object_layers=2 num_interaction_layers=2 num_queries=12 warmup_steps=50"
+)
+
+
+@pytest.mark.slow
+def test_four_photographs_are_learned_by_heart(monkeypatch, tmp_path):
+    """A small student of the published recipe scores on the photographs that it was trained on."""
+    file = tmp_path / "four.json"
+    data = "--queries learned --photographs 4 --side 112"
+    rates = "--learning-rate 2e-4 --backbone-learning-rate 2e-4"
+    options = f"{data} --batch-size 2 --steps 1000 --every 250 {rates} --set {SMALL_STUDENT}"
+    for _ in range(2):
+        # The second call finds the run finished.
+        monkeypatch.setattr(sys, "argv", ["overfit", "--json", str(file), *options.split()])
+        overfit.main()
+        curve = json.loads(file.read_text())["curve"]
+        assert [point["step"] for point in curve] == [250, 500, 750, 1000]
+        assert curve[-1]["map"] >= 0.95 and curve[-1]["total"] < curve[0]["total"] / 4
