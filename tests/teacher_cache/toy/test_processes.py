@@ -9,7 +9,7 @@ import pytest
 
 PROGRAM = """
 import os, signal, sys, time
-from teacher_cache.toy.train import run_in_processes
+from teacher_cache.toy.processes import run_in_processes
 
 def good(report):
     for _ in range(3):
