@@ -73,7 +73,8 @@ class TrainStep:
         # Convolutions are faster in this memory format, on CPUs and GPUs.
         self.model = model.to(device).to(memory_format=torch.channels_last)
         distilled_verbs = torch.from_numpy(split.distilled_verbs).to(device)
-        self.criterion = Criterion(TwoStageMatcher(recipe.matcher, distilled_verbs), recipe.losses)
+        self.matcher = TwoStageMatcher(recipe.matcher, distilled_verbs)
+        self.criterion = Criterion(self.matcher, recipe.losses)
         self.optimizer = build_optimizer(model, train, device)
         self.scheduler = build_schedule(self.optimizer, train, steps_per_epoch)
         self.ema = ModelEMA(model, train.ema) if train.ema else None
@@ -116,7 +117,7 @@ class TrainStep:
             batch. With several datasets also "dataset/loss", the part of a loss that a dataset's
             images contribute, and "dataset/images", their number in this process.
         """
-        self.criterion.matcher.interactive_threshold = self.interactive_threshold
+        self.matcher.interactive_threshold = self.interactive_threshold
         self.optimizer.zero_grad(set_to_none=True)
         count = min(self.execution.accumulation, len(batch))
         ends = [len(batch) * part // count for part in range(count + 1)]

@@ -29,7 +29,7 @@ STEPS, SAME_MATCHES = 50, 20
 def test_the_first_losses(make_trainer):
     trainer = make_trainer("run", interactive_threshold=0.5, **PUBLISHED)
     train_step = trainer.train_step
-    distilled = train_step.criterion.matcher.distilled_verbs
+    distilled = train_step.matcher.distilled_verbs
     plain = PlainTraining(train_step.model, trainer.recipe, distilled)
     train_step.model.train()
     candidates = 0

@@ -178,6 +178,6 @@ def test_the_interactive_threshold_rises(make_trainer, samples):
     found = []
     for _ in range(2 * trainer.steps_per_epoch + 2):
         step(trainer, samples)
-        found.append(trainer.train_step.criterion.matcher.interactive_threshold)
+        found.append(trainer.train_step.matcher.interactive_threshold)
     end = 2 * trainer.steps_per_epoch
     assert found == pytest.approx([0.4 * min(1, number / end) for number in range(len(found))])
