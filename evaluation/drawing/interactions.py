@@ -84,7 +84,8 @@ def _draw_legend_mark(draw: ImageDraw.ImageDraw, entry: str, x: float, y: float,
         draw.rounded_rectangle(large, 0.25 * em, UNSEEN_COLOUR)
         draw.polygon(star_polygon(x + 0.55 * em, y, 0.48 * em), fill=BLACK)
     elif entry == REGION:
-        draw.rounded_rectangle(large, 0.15 * em, outline=WHITE, width=max(1, round(0.1 * em)))
+        # Pillow 10.1 cannot draw tiny rounded rectangles without a filling.
+        draw.rectangle(large, outline=WHITE, width=max(1, round(0.1 * em)))
     else:
         (draw.ellipse if entry == PERSON else draw.rectangle)(small, fill=WHITE)
 
