@@ -9,7 +9,7 @@ import re
 import secrets
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -63,12 +63,15 @@ def atomic_write(path: Path | str, keep_existing: bool = False) -> Iterator[Path
         else:
             os.replace(temporary, path)
     except OSError as error:
-        # Python does not know the name when writing fails, e.g. because the disk is full.
-        if error.filename is None:
+        # Python does not know the name when writing fails, e.g. because the disk is full. The
+        # temporary name would mean nothing to a user.
+        if error.filename is None or str(error.filename) == str(temporary):
             error.filename = str(path)
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        # An error of the body matters more, such as that of a name which is too long.
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def _link_if_absent(temporary: Path, path: Path) -> None:

@@ -57,6 +57,18 @@ def test_failed_write_changes_nothing(save, tmp_path, error, before):
     assert getattr(caught.value, "filename", str(path)) == str(path)
 
 
+def test_errors_name_the_file_and_not_the_temporary_one(tmp_path):
+    long = tmp_path / f"{'a' * 245}.json"
+    with pytest.raises(OSError, match="too long") as caught:
+        write_text(long, "text")
+    assert caught.value.filename == str(long)
+    gone = tmp_path / "folder/a.json"
+    with pytest.raises(FileNotFoundError) as caught, atomic_write(gone) as temporary:
+        gone.parent.rmdir()
+        temporary.write_text("text")
+    assert caught.value.filename == str(gone)
+
+
 @pytest.mark.parametrize("hard_links", [True, False])
 def test_first_of_several_writers_wins(tmp_path, monkeypatch, hard_links):
     if not hard_links:
