@@ -219,7 +219,7 @@ def find_resume_point(
 
     Raises:
         InputError: the folder contains another run, all its checkpoints are damaged, or the
-            checkpoint to continue is of a run with another plan.
+            checkpoint to continue is of a run with another plan or lacks its best checkpoint.
     """
     for stale in run_dir.glob(".*.tmp"):
         stale.unlink()
@@ -235,9 +235,12 @@ def find_resume_point(
             logger.warning(f"{damage}; resuming {latest.name}")
         return latest
     source = None if resume in RESUME_MODES else Path(resume)
+    best = None
     if source is not None:
         source = source / CHECKPOINT if source.is_dir() else source
-        _check_same_plan(source, load_checkpoint(source), plan)
+        checkpoint = load_checkpoint(source)
+        _check_same_plan(source, checkpoint, plan)
+        best = _find_best(source, checkpoint)
         if source.resolve().parent == run_dir.resolve():
             raise InputError(f"--resume: expected a checkpoint outside {run_dir}, found one in it")
     for name in RUN_FILES:
@@ -245,7 +248,32 @@ def find_resume_point(
     for name in RUN_FOLDERS:
         shutil.rmtree(run_dir / name, ignore_errors=True)
     file.unlink(missing_ok=True)
+    if best is not None:
+        with atomic_write(run_dir / BEST) as temporary:
+            shutil.copyfile(best, temporary)
     return source
+
+
+def _find_best(source: Path, checkpoint: Checkpoint) -> Path | None:
+    """The best checkpoint of the run of a checkpoint, which the run that continues it may end with.
+
+    Returns:
+        The file; None if the run does not keep the best weights, or has no validation yet.
+
+    Raises:
+        InputError: the file is missing, or of another step.
+    """
+    best = checkpoint.state.get("best")
+    if checkpoint.recipe.train.keep != "best" or best is None:
+        return None
+    file = source.with_name(BEST)
+    found = load_checkpoint(file).state.get("step") if file.is_file() else "no such file"
+    if found != best["step"]:
+        raise InputError(
+            f"{file}: expected the best checkpoint of {source}, of step {best['step']}, found"
+            f" {found}"
+        )
+    return file
 
 
 def _refuse_other_run(file: Path, plan: dict[str, Any], resume: str) -> None:

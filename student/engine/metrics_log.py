@@ -162,6 +162,16 @@ class MetricsLogger:
         logger.info(f"epoch {epoch}, validation: {scores}{' (best so far)' if best else ''}")
         self._add_scalars(step, {f"val/{name}": value for name, value in metrics.items()})
 
+    def has_test(self, step: int) -> bool:
+        """Whether the metrics of test images at a step are written; to be called by all processes.
+
+        Lines of later steps and incomplete lines were removed when the logger was entered.
+        """
+        file = self._run_dir / TESTS
+        return self._context.broadcast(
+            lambda: file.is_file() and any(line["step"] == step for line in _read_lines(file))
+        )
+
     def log_test(self, step: int, epoch: int, metrics: dict[str, float]) -> None:
         """Writes the metrics of test images; does nothing outside the main process."""
         if not self._context.is_main_process:
@@ -300,6 +310,10 @@ def append_line(path: Path, value: dict[str, Any]) -> None:
     """Appends a JSON object to a log."""
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(value) + "\n")
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def truncate_log(path: Path, step: int) -> None:

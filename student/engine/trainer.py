@@ -193,7 +193,9 @@ class Trainer:
         context, total = self.execution.context, self.total_steps
         metrics_log = MetricsLogger(self.run_dir, self.step, total, context, self.tensorboard)
         with metrics_log as log, signals.defer():
+            # A stop can have come before or during an evaluation.
             self._validate_if_due(log, signals)
+            self._test_if_due(log, signals)
             self.train_step.model.train()
             if not self.is_finished:
                 with BatchIterator(self.build_loader()) as batches:
@@ -311,9 +313,12 @@ class Trainer:
         exit_process(stop)
 
     def _test_if_due(self, log: MetricsLogger, signals: StopSignalHandler) -> None:
-        """Evaluates the test images after the epochs that the caller of the run wants."""
-        epoch = self.step // self.steps_per_epoch
-        if self.tester is None or self.step == self.total_steps or epoch % self.tester.every:
+        """Evaluates the test images after the epochs that the caller wants, once per step."""
+        epoch, remainder = divmod(self.step, self.steps_per_epoch)
+        is_inside = epoch > 0 and not remainder and self.step < self.total_steps
+        if self.tester is None or not is_inside or epoch % self.tester.every:
+            return
+        if log.has_test(self.step):
             return
         with self._evaluation(signals):
             scores = self.tester.evaluate(self.predictor, self.execution)

@@ -258,6 +258,24 @@ def test_checkpoints_that_cannot_be_continued(longer, tmp_path, checkpoint):
     assert names(longer) == set()
 
 
+@pytest.mark.parametrize("step", [None, 2])
+def test_a_run_that_keeps_the_best_weights_is_continued_with_them(run, longer, checkpoint, step):
+    """Its best checkpoint has to be beside the latest one."""
+    last = checkpoint(3)
+    recipe = last.recipe.override(keep="best", val_size=4)
+    state = {**last.state, "best": {"score": 0.5, "step": 1}}
+    save_latest(run, replace(last, recipe=recipe, state=state))
+    if step is not None:
+        save_checkpoint(run / "best.pt", checkpoint(step))
+    found = "no such file" if step is None else step
+    with pytest.raises(InputError, match=rf"best\.pt: expected .* of step 1, found {found}$"):
+        find_resume_point(longer, PLAN, False, str(run))
+    assert names(longer) == set()
+    save_checkpoint(run / "best.pt", checkpoint(1))
+    assert find_resume_point(longer, PLAN, False, str(run)) == run / LATEST
+    assert (longer / "best.pt").read_bytes() == (run / "best.pt").read_bytes()
+
+
 def test_a_second_process_is_refused(start, student_command, tmp_path):
     run = tmp_path / "run"
     with lock_run_folder(run):

@@ -160,6 +160,10 @@ def test_a_run_stops_early(configure_run, tmp_path, monkeypatch, messages):
     last = load_checkpoint(tmp_path / "longer/checkpoint.pt")
     assert last.state["step"] == 15 and last.state["best"] == {"score": 0.75, "step": 15}
     assert not any("training ended" in line for line in messages)
+    # Without a better score, the run ends with the best weights of the run that it continues.
+    scores[-1] = 0.0
+    run_student(configure_run(tmp_path / "worse", **more, resume=source))
+    assert load_checkpoint(tmp_path / "worse/best.pt").state["step"] == 6
 
 
 def test_only_heads_need_whole_pretrained_weights(run, configure_run, tmp_path, messages):
@@ -380,6 +384,34 @@ def test_test_images_are_scored_during_the_training(configure_run, tmp_path):
     assert all(set(line["metrics"]) == {"full", "seen", "unseen"} for line in lines)
     assert not (tmp_path / "plain/test.jsonl").exists()
     assert_equal_weights(tmp_path / "curve", tmp_path / "plain")
+
+
+def test_an_interrupted_evaluation_of_the_test_images_is_repeated(
+    configure_run, tmp_path, monkeypatch
+):
+    """Every epoch has one line, also if the run is stopped during its evaluation."""
+    tried = []
+
+    def evaluate(self, predictor, execution):
+        tried.append(True)
+        if len(tried) in (2, 3):
+            raise Killed
+        return {"full": 0.25}
+
+    monkeypatch.setattr("student.engine.evaluate.Tester.evaluate", evaluate)
+    config = configure_run(tmp_path / "run", epochs=3, schedule="step", test_every=1)
+    for _ in range(2):
+        with pytest.raises(Killed):
+            run_student(config)
+    run_student(config)
+    assert [line["epoch"] for line in read_lines(tmp_path / "run/test.jsonl")] == [1, 2]
+    assert len(tried) == 4
+    # A run that continues another one starts its curve with the checkpoint's scores.
+    longer = configure_run(
+        tmp_path / "longer", epochs=4, schedule="step", test_every=1, resume=str(tmp_path / "run")
+    )
+    run_student(longer)
+    assert [line["epoch"] for line in read_lines(tmp_path / "longer/test.jsonl")] == [3]
 
 
 def test_the_last_scores_of_a_curve_are_those_of_an_evaluation(configure_run, tmp_path):
