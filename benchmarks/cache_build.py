@@ -17,6 +17,7 @@ import numpy as np
 import open_clip
 import torch
 
+from benchmarks.program import run_main
 from benchmarks.synthetic_data import IMAGE_SIZE, random_boxes, write_image
 from benchmarks.timing import time_in_turns
 from pipeline.types import Pairs
@@ -115,4 +116,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

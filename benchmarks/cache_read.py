@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.program import run_main
 from benchmarks.synthetic_data import random_boxes, write_cache
 from pipeline.types import Pairs
 from teacher_cache.reader.cache import TeacherCache, open_cache
@@ -143,4 +144,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks.program import run_main
 from evaluation.drawing.canvas import tile_images
 from evaluation.drawing.interactions import draw_interactions
 from pipeline.datasets.dataset import Dataset, open_dataset
@@ -66,4 +67,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.program import run_main
 from evaluation.hico.average_precision import evaluate
 from evaluation.hico.nms import pairwise_nms
 from evaluation.score_hico import ScoringConfig, score_to_fields
@@ -117,4 +118,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,10 +23,14 @@ import torch
 
 from benchmarks.photographs import DETECTIONS, TEACHER, write_photographs
 from benchmarks.plain_student import PlainTraining
+from benchmarks.program import run_main
 from evaluation.hico.average_precision import evaluate
 from pipeline.splits import FULL
-from pipeline.utils.files import read_json, write_json
+from pipeline.utils.config_fields import list_settings
+from pipeline.utils.errors import InputError
+from pipeline.utils.files import differing_keys, read_json, write_json
 from pipeline.utils.progress import Progress
+from student.config import RECIPE_PARTS
 from student.data.dataset import Batch, TrainingBatches
 from student.data.samplers import DistributedBatchSampler, steps_per_epoch
 from student.engine.checkpointing import RunState, find_latest_intact, list_checkpoints
@@ -88,11 +93,21 @@ class Overfit:
         self.train_step = TrainStep(
             recipe, self.model, self.inputs.split, per_epoch, Execution(CPU)
         )
-        self.state = RunState(self.train_step, images.vocabulary, self.inputs.split, config.out, {})
+        plan = self.inputs.plan(None, None)
+        plan |= {name: getattr(config, name) for name in ("side", "photographs", "steps")}
+        self.state = RunState(
+            self.train_step, images.vocabulary, self.inputs.split, config.out, plan
+        )
         self.curve: list[dict[str, Any]] = []
         if list_checkpoints(config.out):
             file, _ = find_latest_intact(config.out)
-            self.state.resume(load_checkpoint(file), file)
+            checkpoint = load_checkpoint(file)
+            if changed := differing_keys(checkpoint.state.get("plan"), plan):
+                raise InputError(
+                    f"{config.out}: expected a training with the same settings, found another"
+                    f" {', '.join(changed)}; remove the folder or choose another one"
+                )
+            self.state.resume(checkpoint, file)
             points = read_json(config.out / CURVE)
             self.curve = [point for point in points if point["step"] <= self.state.step]
 
@@ -158,7 +173,11 @@ def prepare(config: OverfitConfig) -> RunInputs:
     """Writes the small photographs and their cache, unless they exist, and opens them."""
     data, cache = config.out / "photos", config.out / "cache"
     if not data.is_dir():
-        write_photographs(data, lambda width, height: config.side / min(width, height))
+        # An interrupted call leaves no dataset with some of the photographs.
+        partial = config.out / "photos-unfinished"
+        shutil.rmtree(partial, ignore_errors=True)
+        write_photographs(partial, lambda width, height: config.side / min(width, height))
+        partial.rename(data)
     build_cache(
         BuildConfig(
             data,
@@ -187,31 +206,71 @@ def prepare(config: OverfitConfig) -> RunInputs:
     return build_inputs(run, SINGLE_PROCESS)
 
 
+def positive_int(text: str) -> int:
+    """A number of at least 1 on the command line."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, found {value}")
+    return value
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """NAME=VALUE on the command line: a field of the recipe, and a value in JSON."""
+    name, equals, value = text.partition("=")
+    kinds = {
+        name: kind
+        for part in RECIPE_PARTS.values()
+        for name, (_, kind) in list_settings(part).items()
+    }
+    if not equals or name not in kinds:
+        expected = "NAME=VALUE with a setting's name, such as hidden_dim=64"
+        raise argparse.ArgumentTypeError(f"expected {expected}, found {text}")
+    try:
+        found = json.loads(value)
+    except json.JSONDecodeError:
+        found = None
+    kind = kinds[name]
+    # A bool is an int of Python, and an int a valid float.
+    if type(found) is not kind and not (kind is float and type(found) is int):
+        raise argparse.ArgumentTypeError(
+            f'{name}: expected a value of type {kind.__name__} in JSON, such as 1, true or "text",'
+            f" found {value}"
+        )
+    return name, found
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--queries", choices=("learned", "proposals"), required=True)
     parser.add_argument("--json", type=Path, required=True, help="file of the curves")
     parser.add_argument("--out", type=Path, help="default: the file without its suffix")
-    parser.add_argument("--side", type=int, default=192, help="shorter side in pixels")
-    parser.add_argument("--photographs", type=int, help="default: all")
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--side", type=positive_int, default=192, help="shorter side in pixels")
+    parser.add_argument("--photographs", type=positive_int, help="default: all")
+    parser.add_argument("--steps", type=positive_int, default=3000)
+    parser.add_argument("--batch-size", type=positive_int, default=4)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--backbone-learning-rate", type=float, default=1e-5)
-    parser.add_argument("--every", type=int, default=100, help="steps between two points")
+    parser.add_argument("--every", type=positive_int, default=100, help="steps between two points")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="other settings")
+    parser.add_argument(
+        "--set",
+        type=setting,
+        nargs="*",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="other settings, values in JSON",
+    )
     parser.add_argument(
         "--plain-steps",
-        type=int,
+        type=positive_int,
         help="instead, compare this many losses with those of a plain"
         " second implementation of the training",
     )
     options = vars(parser.parse_args())
     file = options.pop("json")
-    pairs = [word.split("=") for word in options.pop("set")]
-    options["options"] = tuple((name, json.loads(value)) for name, value in pairs)
+    options["options"] = tuple(options.pop("set"))
     options["out"] = options["out"] or file.with_suffix("")
     plain_steps = options.pop("plain_steps")
     overfit = Overfit(OverfitConfig(**options))
@@ -223,4 +282,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

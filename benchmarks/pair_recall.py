@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.program import run_main
 from evaluation.report.charts.figure import Panel, line_style, make_chart
 from evaluation.report.charts.palette import LIGHT
 from pipeline.boxes import box_iou
 from pipeline.datasets.dataset import open_dataset
 from pipeline.types import Pairs
+from pipeline.utils.errors import InputError
 from teacher_cache.detectors.pairing import PairingConfig, annotated_pairs, form_pairs
 from teacher_cache.detectors.proposals import load_proposals
 
@@ -70,6 +72,10 @@ def measure(
         for annotation, found in zip(loaded.annotations, boxes, strict=True)
         if len(annotated := annotated_pairs(annotation))
     ]
+    if not images:
+        raise InputError(
+            f"{folder}: expected images with labelled pairs in part {part}, found none"
+        )
     rows = []
     for threshold in thresholds:
         config = PairingConfig(threshold, threshold)
@@ -143,7 +149,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, help="dataset folder")
     parser.add_argument("--proposals", type=Path, required=True, help="COCO-results file")
-    parser.add_argument("--part", default="train", help="train or test")
+    parser.add_argument("--part", choices=("train", "test"), default="train")
     parser.add_argument("--markdown", action="store_true", help="print a table")
     parser.add_argument("--out", type=Path, help="PNG file to write")
     options = parser.parse_args()
@@ -155,4 +161,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -27,6 +27,7 @@ from torchvision.models import get_model
 
 from benchmarks.cache_build import random_clip
 from benchmarks.photographs import DETECTIONS, PHOTOS, TEACHER, write_teacher
+from benchmarks.program import run_main
 from pipeline.images import read_image
 from pipeline.splits import FULL
 from pipeline.utils.files import write_json
@@ -290,4 +291,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

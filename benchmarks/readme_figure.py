@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from benchmarks.program import run_main
 from evaluation.analysis.comparison import compare
 from evaluation.predictions import read_predictions
 from evaluation.report.gallery import build_gallery
@@ -60,4 +61,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

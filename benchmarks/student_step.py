@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from benchmarks.cache_build import random_clip
+from benchmarks.program import run_main
 from benchmarks.synthetic_data import make_images
 from benchmarks.timing import time_in_turns
 from pipeline.boxes import union_boxes
@@ -177,4 +178,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import run_command
 from PIL import Image
 
 from benchmarks import (
@@ -19,8 +20,10 @@ from benchmarks import (
     photograph_cost,
     student_step,
 )
+from benchmarks.program import run_main
 from benchmarks.timing import Timings, time_in_turns
 from pipeline.types import Pairs
+from pipeline.utils.errors import InputError
 
 
 @pytest.fixture
@@ -151,6 +154,48 @@ def test_pairs_match_with_both_boxes_and_the_object():
     detected = [(3, 47, 1), (4, 50, 1), (0, 46, 1), (0, 50, 2)]
     match = pair_recall.match_pairs(pairs([(0, 50, 1), (90, 50, 1)]), pairs(detected))
     assert match.tolist() == [[True, False, False, False], [False] * 4]
+
+
+@pytest.mark.parametrize(
+    ("words", "facts"),
+    [
+        ("--set hidden_dim", ["NAME=VALUE", "found hidden_dim"]),
+        ("--set hidden=64", ["setting's name", "found hidden=64"]),
+        ("--set hidden_dim=64 --set backbone=resnet18", ["backbone: expected", "found resnet18"]),
+        ("--set hidden_dim=6.5", ["hidden_dim: expected", "int", "found 6.5"]),
+        ("--set epochs=true", ["epochs: expected", "found true"]),
+        ("--every 0", ["--every: expected at least 1, found 0"]),
+        ("--photographs -1", ["--photographs", "found -1"]),
+        ("--steps many", ["--steps", "many"]),
+    ],
+)
+def test_bad_options_of_the_training_on_photographs(tmp_path, words, facts):
+    options = ["--queries", "learned", "--json", tmp_path / "x.json", *words.split()]
+    done = run_command(lambda: run_main(overfit.main), "overfit", *options)
+    assert done.returncode == 2 and not any(tmp_path.iterdir())
+    assert all(fact in done.stderr for fact in facts), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (InputError("x: expected 1, found 2"), 2, "overfit: x: expected 1, found 2"),
+        (FileNotFoundError(2, "No such file or directory", "gone"), 2, "gone"),
+        (KeyboardInterrupt(), 130, "overfit: interrupted"),
+    ],
+)
+def test_errors_of_a_benchmark_are_one_line(error, code, line):
+    def main():
+        raise error
+
+    done = run_command(lambda: run_main(main), "overfit", "--json", "x", "--set", "a=1", "--", "b")
+    assert done.returncode == code and line in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_pair_recall_without_labels(monkeypatch, tmp_path):
+    monkeypatch.setattr(pair_recall, "annotated_pairs", lambda annotation: [])
+    with pytest.raises(InputError, match="expected labelled pairs in part train"):
+        pair_recall.measure(PHOTOS, PHOTOS / "detections.json")
 
 
 SMALL_STUDENT = (

@@ -8,6 +8,7 @@ for every pair, which no student can learn from.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import numpy as np
 from evaluation.report.charts.figure import check_chart_file
 from evaluation.tables import format_percent
 from pipeline.datasets.dataset import open_dataset
-from pipeline.utils.files import refuse_existing, shorten_value, write_json
+from pipeline.utils.errors import InputError
+from pipeline.utils.files import atomic_write, refuse_existing, shorten_value, write_json
 from pipeline.utils.logging import get_logger
 from pipeline.utils.progress import track
 from pipeline.vocabulary import NO_INTERACTION, Vocabulary
@@ -74,6 +76,10 @@ def inspect_cache(
         refuse_existing(json, overwrite)
     if figure is not None:
         check_chart_file(figure, overwrite)
+        if json is not None and json.resolve() == figure.resolve():
+            raise InputError(
+                f"--figure: expected another file than --json, found {figure} for both"
+            )
     opened = open_cache(cache)
     overview = compute_overview(opened)
     if dataset is not None:
@@ -81,10 +87,12 @@ def inspect_cache(
     title = cache.resolve().name
     if opened.limit is not None:
         title += f" (built with --limit {opened.limit})"
-    if json is not None:
-        write_json(json, overview)
-    if figure is not None:
-        draw_overview(figure, title, overview)
+    with ExitStack() as stack:
+        # If the figure cannot be written, neither file is.
+        if json is not None:
+            write_json(stack.enter_context(atomic_write(json)), overview)
+        if figure is not None:
+            draw_overview(figure, title, overview)
     print(title)
     for line in format_overview(overview):
         print(line)

@@ -223,6 +223,16 @@ def test_files_are_kept_without_overwrite(finished, tmp_path, field):
     assert file.read_bytes() != b"mine"
 
 
+def test_neither_file_is_written_without_the_other(finished, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        inspect_cache(finished, tmp_path / "i.json", tmp_path / "file/a.png")
+    both = tmp_path / "both.png"
+    with pytest.raises(InputError, match="--figure: expected another file than --json, found"):
+        inspect_cache(finished, both, both)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_annotated_pairs_without_interaction(finished, shared_dataset, vocabulary, capsys):
     entries = json.loads((shared_dataset / "annotations/trainval_hico.json").read_text())
     labels = {}
