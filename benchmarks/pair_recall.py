@@ -73,9 +73,7 @@ def measure(
         if len(annotated := annotated_pairs(annotation))
     ]
     if not images:
-        raise InputError(
-            f"{folder}: expected images with labelled pairs in part {part}, found none"
-        )
+        raise InputError(f"{folder}: expected labelled pairs in part {part}, found none")
     rows = []
     for threshold in thresholds:
         config = PairingConfig(threshold, threshold)
