@@ -23,8 +23,9 @@ SampleKey = tuple[int, int]
 # Height and width in pixels.
 PadSize = tuple[int, int]
 # Number of batches within which images are grouped by size. More of them need less padding; fewer
-# make the composition of batches more random. An epoch has at least so many groups: otherwise the
-# few images of a small dataset would always be padded to the same sizes, and be unknown without.
+# make the composition of batches more random. An epoch of 8 or more batches has at least 8 groups:
+# otherwise the images of a small dataset would always have the same padding, which the published
+# model's features depend on, and would be predicted worse without it.
 GROUPED_BATCHES, MIN_GROUPS = 64, 8
 # Separates the random stream of the pool's order from others with the same seed.
 SEED_STREAM = 0x9001

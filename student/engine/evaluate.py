@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from evaluation.drawing.samples import SAMPLES_FOLDER, draw_samples
-from evaluation.hico.average_precision import evaluate
+from evaluation.hico.average_precision import evaluate, summarize
 from evaluation.predictions import PREDICTIONS_FILE, write_predictions
 from evaluation.report.write import REPORT_FILE
 from evaluation.results import RESULTS_FILE, Results, write_results, write_vcoco_results
@@ -249,9 +249,8 @@ class Tester:
             self.records, execution.context, execution.workers
         )
         scores = evaluate(self.annotations, detections, self.vocabulary)
-        unseen = np.isin(np.arange(self.vocabulary.num_interactions), list(self.split.unseen))
-        groups = {"full": None, "seen": np.flatnonzero(~unseen), "unseen": np.flatnonzero(unseen)}
-        means = {name: scores.mean_ap(rows) for name, rows in groups.items()}
+        metrics = summarize(scores, self.vocabulary, self.split.unseen)
+        means = {name: metrics.get(name) for name in ("full", "seen", "unseen")}
         return {name: value for name, value in means.items() if value is not None}
 
 
