@@ -58,8 +58,9 @@ PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-l
 test: $(INSTALLED)
 	$(PYTEST) -m "not slow and not gpu"
 
+# Tests of SLURM jobs and killed processes mostly wait, so that more processes than cores shorten it.
 test-slow: $(INSTALLED)
-	$(PYTEST) -m "slow and not gpu"
+	$(PYTEST) -n 3 -m "slow and not gpu"
 
 test-all: test test-slow
 

@@ -40,6 +40,14 @@ EMULATED = os.environ.get("EOID_EMULATED_GPU") == "1"
 PERSON, BALL = [0.0, 0.0, 9.0, 19.0], [20.0, 0.0, 29.0, 9.0]
 GOLDEN = Path(os.environ.get("EOID_GOLDEN_DIR") or DATA / "golden")
 
+# The slowest files come first, so that no process waits for one of them at the end.
+SLOWEST = (
+    "tests/test_benchmarks.py",
+    "tests/teacher_cache/cluster/test_slurm.py",
+    "tests/test_photographs.py",
+    "tests/student/test_slurm.py",
+    "tests/test_zero_shot.py",
+)
 
 @pytest.fixture
 def messages():
@@ -56,8 +64,8 @@ def messages():
 
 
 def pytest_collection_modifyitems(items):
-    # The longest file comes first, so that no process waits for it at the end.
-    items.sort(key=lambda item: item.path.name != "test_zero_shot.py")
+    order = {name: number for number, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0], len(order)))
 
 
 def pytest_generate_tests(metafunc):
