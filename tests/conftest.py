@@ -49,6 +49,7 @@ SLOWEST = (
     "tests/test_zero_shot.py",
 )
 
+
 @pytest.fixture
 def messages():
     """What the project's logger reports at level INFO and above, as a list that grows."""
