@@ -166,6 +166,7 @@ def train() -> None:
         type=click.Choice(["split", "unseen", "all"]),
         default="split",
         show_default=True,
+        hidden=True,
         help=(
             "Verbs that the student learns from the teacher's cached probabilities: those that"
             " the split lists, the verbs of its unseen interactions, or all."
@@ -261,10 +262,13 @@ def train() -> None:
         ),
     ),
     option(
-        "--tensorboard",
-        is_flag=True,
-        hidden=True,
-        help="Also write TensorBoard events to RUN/tensorboard.",
+        "--log-to",
+        type=click.Choice(["tensorboard", "wandb"]),
+        multiple=True,
+        help=(
+            "Also log losses, learning rates, throughput, scores and drawings there. Can be given"
+            " twice."
+        ),
     ),
     report_option(hidden=True),
 )

@@ -44,6 +44,7 @@ ALLOWED_IMPORTERS = {
     "matplotlib": ["evaluation/", "teacher_cache/analysis/"],
     "jinja2": ["evaluation/"],
     "supervision": ["student/inference/results.py"],
+    "wandb": ["student/engine/loggers.py"],
     "tqdm": ["pipeline/utils/progress.py"],
 }
 

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from evaluation.drawing.canvas import tile_images
 from evaluation.drawing.interactions import draw_interactions
@@ -56,6 +57,15 @@ def draw_samples(
         ]
         with atomic_write(folder / f"{Path(records[row].id).stem}.png") as temporary:
             tile_images(drawings, 2, GAP, "white").save(temporary, "PNG")
+
+
+def sample_sheet(folder: Path) -> Image.Image | None:
+    """The drawings of `draw_samples` in a folder, one below the other; None without any."""
+    drawings = []
+    for file in sorted(folder.glob("*.png")):
+        with Image.open(file) as drawing:
+            drawings.append(drawing.convert("RGB"))
+    return tile_images(drawings, 1, GAP, "white") if drawings else None
 
 
 def true_positive_masks(

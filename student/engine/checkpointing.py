@@ -34,7 +34,8 @@ from pipeline.utils.files import (
 from pipeline.utils.logging import get_logger
 from pipeline.vocabulary import Vocabulary
 from student.config import RECIPE_PARTS
-from student.engine.metrics_log import EVALUATIONS, METRICS, RANK_LOGS, TENSORBOARD, TESTS
+from student.engine.loggers import TENSORBOARD, WANDB, WANDB_ID
+from student.engine.metrics_log import EVALUATIONS, METRICS, RANK_LOGS, TESTS
 from student.engine.train_step import TrainStep
 from student.utils import seeding
 from student.weights.checkpoint_file import (
@@ -54,9 +55,9 @@ CONFIG_FILE, LOCK_FILE, FEW_SHOT_FILE = "config.json", ".lock", "shots.json"
 DAMAGED_CHECKPOINT = "checkpoint-damaged.pt"
 RUN_FILES = (
     *(CHECKPOINT, PREVIOUS, DAMAGED_CHECKPOINT, BEST, LOAD_REPORT, METRICS, EVALUATIONS, TESTS),
-    *(RESULTS_FILE, PREDICTIONS_FILE, REPORT_FILE, FEW_SHOT_FILE),
+    *(RESULTS_FILE, PREDICTIONS_FILE, REPORT_FILE, FEW_SHOT_FILE, WANDB_ID),
 )
-RUN_FOLDERS = (RANK_LOGS, TENSORBOARD, SAMPLES_FOLDER)
+RUN_FOLDERS = (RANK_LOGS, TENSORBOARD, WANDB, SAMPLES_FOLDER)
 RESUME_MODES = AUTO, NEVER = "auto", "never"
 # Entries of the plan that do not matter when a run starts from another run's checkpoint.
 IGNORED_PLAN_KEYS = ("pretrained", "resume")

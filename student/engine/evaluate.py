@@ -240,16 +240,26 @@ class Tester:
     vocabulary: Vocabulary
     every: int
 
-    def evaluate(self, predictor: BatchPredictor, execution: Execution) -> dict[str, float]:
-        """The mAP of full, seen and unseen in the default setting, as fractions.
+    def evaluate(
+        self, predictor: BatchPredictor, execution: Execution, drawings: Path
+    ) -> dict[str, float]:
+        """Scores the model and draws its detections on a fixed sample of the images.
 
         All processes have to call this; the model is put into eval mode.
+
+        Returns:
+            The mAP of full, seen and unseen in the default setting, as fractions.
         """
         detections = predictor.to(execution.device).predict(
             self.records, execution.context, execution.workers
         )
+        unseen = self.split.unseen
+        if execution.context.is_main_process:
+            draw_samples(
+                drawings, self.records, self.annotations, detections, self.vocabulary, unseen
+            )
         scores = evaluate(self.annotations, detections, self.vocabulary)
-        metrics = summarize(scores, self.vocabulary, self.split.unseen)
+        metrics = summarize(scores, self.vocabulary, unseen)
         means = {name: metrics.get(name) for name in ("full", "seen", "unseen")}
         return {name: value for name, value in means.items() if value is not None}
 
@@ -276,7 +286,7 @@ class Validator:
         ]
 
     def evaluate(
-        self, predictor: BatchPredictor, run_dir: Path, step: int, execution: Execution
+        self, predictor: BatchPredictor, execution: Execution, drawings: Path
     ) -> dict[str, float]:
         """Scores the model and draws its detections on a fixed sample of the images.
 
@@ -290,8 +300,7 @@ class Validator:
             self.records, execution.context, execution.workers
         )
         if execution.context.is_main_process:
-            folder = run_dir / SAMPLES_FOLDER / f"step-{step:07d}"
-            draw_samples(folder, self.records, self.annotations, detections, self.vocabulary)
+            draw_samples(drawings, self.records, self.annotations, detections, self.vocabulary)
         scores = evaluate(self.annotations, detections, self.vocabulary)
         seen = scores.mean_ap()
         if seen is None:

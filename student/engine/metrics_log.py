@@ -1,4 +1,4 @@
-"""Metrics of a training run: throughput, finiteness checks, `metrics.jsonl`, TensorBoard."""
+"""Metrics of a training run: throughput, finiteness checks, `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from pipeline.utils.devices import copy_to_host_async
-from pipeline.utils.errors import InputError
 from pipeline.utils.files import write_text
 from pipeline.utils.logging import get_logger
 from pipeline.utils.progress import Progress
+from student.engine.loggers import Logger, log_evaluation
 from student.losses.criterion import IMAGE_COUNT
 from student.utils.distributed import DistContext
 
@@ -26,7 +26,6 @@ logger = get_logger(__name__)
 
 METRICS, EVALUATIONS, TESTS = "metrics.jsonl", "validation.jsonl", "test.jsonl"
 RANK_LOGS = "logs"
-TENSORBOARD = "tensorboard"
 # Field of a record with the numbers of candidate pairs, see `CandidateCounts`.
 CANDIDATES = "candidates"
 
@@ -66,7 +65,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 class MetricsLogger:
-    """Writes metrics to `metrics.jsonl`, per-process logs and TensorBoard; a context manager.
+    """Writes metrics to `metrics.jsonl`, per-process logs and `loggers`; a context manager.
 
     When entered, it removes lines of steps after `step`, which are repeated by a resumed run.
 
@@ -74,25 +73,21 @@ class MetricsLogger:
         run_dir: run folder.
         step, total: numbers of steps done, and of the whole run.
         context: processes of the run, each with a log of its own where there are several.
-        tensorboard: also write event files to `RUN/tensorboard`.
-
-    Raises:
-        InputError: TensorBoard is requested and not installed.
+        loggers: other places that the values and drawings go to, open in the main process.
     """
 
     def __init__(
-        self, run_dir: Path, step: int, total: int, context: DistContext, tensorboard: bool = False
+        self,
+        run_dir: Path,
+        step: int,
+        total: int,
+        context: DistContext,
+        loggers: Sequence[Logger] = (),
     ) -> None:
         self._run_dir, self._step, self._total, self._context = run_dir, step, total, context
-        self._progress_note = ""
-        self._use_tensorboard = tensorboard and context.is_main_process
-        self._tensorboard: Any = None
+        self._progress_note, self._loggers = "", loggers
 
     def __enter__(self) -> MetricsLogger:
-        if self._use_tensorboard:
-            # Hides events of this and later steps from earlier attempts.
-            folder = str(self._run_dir / TENSORBOARD)
-            self._tensorboard = _import_summary_writer()(folder, purge_step=self._step + 1)
         if self._context.is_main_process:
             truncate_log(self._run_dir / METRICS, self._step)
             truncate_log(self._run_dir / EVALUATIONS, self._step)
@@ -106,8 +101,6 @@ class MetricsLogger:
 
     def __exit__(self, *_: object) -> None:
         self._progress.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
 
     @property
     def _rank_log(self) -> Path:
@@ -141,7 +134,7 @@ class MetricsLogger:
         self._progress_note = progress_line(line)
         if self._context.is_main_process:
             append_line(self._run_dir / METRICS, line)
-        if self._tensorboard is not None:
+        if self._loggers:
             scalars = {
                 f"{group}/{name}": value
                 for group in ("losses", CANDIDATES)
@@ -150,9 +143,12 @@ class MetricsLogger:
             for source, values in line.pop("sources", {}).items():
                 scalars[f"{source}/{IMAGE_COUNT}"] = values[IMAGE_COUNT]
                 scalars |= {f"{source}/{name}": value for name, value in values["losses"].items()}
-            self._add_scalars(metrics.step, {**line, **scalars})
+            for experiment in self._loggers:
+                experiment.log_scalars(metrics.step, {**line, **scalars})
 
-    def log_validation(self, step: int, epoch: int, metrics: dict[str, float], best: bool) -> None:
+    def log_validation(
+        self, step: int, epoch: int, metrics: dict[str, float], best: bool, drawings: Path
+    ) -> None:
         """Writes the metrics of a validation; does nothing outside the main process."""
         if not self._context.is_main_process:
             return
@@ -160,7 +156,7 @@ class MetricsLogger:
         append_line(self._run_dir / EVALUATIONS, line)
         scores = ", ".join(f"{name} {100 * value:.2f}" for name, value in metrics.items())
         logger.info(f"epoch {epoch}, validation: {scores}{' (best so far)' if best else ''}")
-        self._add_scalars(step, {f"val/{name}": value for name, value in metrics.items()})
+        log_evaluation(self._loggers, step, "val", metrics, drawings)
 
     def has_test(self, step: int) -> bool:
         """Whether the metrics of test images at a step are written; to be called by all processes.
@@ -172,19 +168,14 @@ class MetricsLogger:
             lambda: file.is_file() and any(line["step"] == step for line in _read_lines(file))
         )
 
-    def log_test(self, step: int, epoch: int, metrics: dict[str, float]) -> None:
+    def log_test(self, step: int, epoch: int, metrics: dict[str, float], drawings: Path) -> None:
         """Writes the metrics of test images; does nothing outside the main process."""
         if not self._context.is_main_process:
             return
         append_line(self._run_dir / TESTS, {"step": step, "epoch": epoch, "metrics": metrics})
         scores = ", ".join(f"{name} {100 * value:.2f}" for name, value in metrics.items())
         logger.info(f"epoch {epoch}, test: {scores}")
-        self._add_scalars(step, {f"test/{name}": value for name, value in metrics.items()})
-
-    def _add_scalars(self, step: int, values: dict[str, float]) -> None:
-        if self._tensorboard is not None:
-            for name, value in values.items():
-                self._tensorboard.add_scalar(name, value, step)
+        log_evaluation(self._loggers, step, "test", metrics, drawings)
 
 
 def _log_record(
@@ -216,17 +207,6 @@ def progress_line(line: dict[str, Any]) -> str:
         f" lr {line['lr']:.1e}, {losses}, {candidates['kept']} of {candidates['total']}"
         " candidates kept"
     )
-
-
-def _import_summary_writer() -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise InputError(
-            "--tensorboard: expected the package tensorboard, found none;"
-            " pip install '.[tensorboard]'"
-        ) from None
-    return SummaryWriter
 
 
 @dataclass(frozen=True, eq=False)

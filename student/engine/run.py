@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torchvision.transforms.v2 import functional as TF
 
+from evaluation.drawing.samples import SAMPLES_FOLDER
 from evaluation.results import RESULTS_FILE, Results, read_results
 from pipeline.images import read_image
 from pipeline.utils.devices import configure_device, default_num_workers
@@ -31,6 +32,7 @@ from student.engine.checkpointing import (
     read_plan_entry,
 )
 from student.engine.evaluate import describe_student, evaluate_model
+from student.engine.loggers import Logger, log_evaluation, open_loggers
 from student.engine.metrics_log import METRICS
 from student.engine.run_inputs import RunConfig, RunInputs, build_inputs, query_overflow_message
 from student.engine.trainer import Trainer
@@ -98,7 +100,6 @@ def run_student(config: RunConfig) -> Results | None:
             Execution(device, context, workers, config.accumulation, config.compiled),
             config.checkpoint_minutes,
             config.log_every,
-            config.tensorboard,
             plan,
         )
         if config.pretrained and not pretrained_path(config.pretrained).is_file():
@@ -121,8 +122,16 @@ def run_student(config: RunConfig) -> Results | None:
             logger.warning(message)
         if recipe.train.shots and context.is_main_process:
             _write_few_shot(config, inputs)
-        trainer.train(signals)
-        return _evaluate_test(config, inputs, trainer)
+        loggers: list[Logger] = []
+        experiment = open_loggers(config.log_to, config.out, trainer.step, config.run_name, plan)
+        # Packages that are missing end all processes.
+        context.broadcast(lambda: loggers.extend(stack.enter_context(experiment)))
+        trainer.train(signals, loggers)
+        final = _evaluate_test(config, inputs, trainer)
+        if final is not None:
+            drawings = config.out / SAMPLES_FOLDER / "test"
+            log_evaluation(loggers, trainer.step, "test", final.metrics, drawings)
+        return final
 
 
 def _require_trained_body(report: LoadReport | None) -> None:
@@ -201,7 +210,7 @@ def _evaluate_test(config: RunConfig, inputs: RunInputs, trainer: Trainer) -> Re
         trainer.execution,
         skip_unreadable=config.skip_unreadable,
         limit=config.limit,
-        name=config.name or config.out.resolve().name,
+        name=config.run_name,
         metrics_log=config.out / METRICS,
         **describe_student(inputs.recipe, inputs.split, inputs.sources, inputs.limit),
     )

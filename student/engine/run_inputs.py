@@ -66,11 +66,16 @@ class RunConfig:
     overwrite: bool = False
     checkpoint_minutes: float = 15.0
     log_every: int = 10
-    tensorboard: bool = False
+    log_to: Sequence[str] = ()
     test_every: int = 0
     skip_unreadable: bool = False
     limit: int | None = None
     name: str | None = None
+
+    @property
+    def run_name(self) -> str:
+        """Name of the run in reports and logs."""
+        return self.name or self.out.resolve().name
 
     def execution_settings(self, processes: int) -> dict[str, Any]:
         """Settings that do not change the result, for the record in `config.json`."""

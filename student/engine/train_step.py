@@ -84,9 +84,10 @@ class TrainStep:
             self._forward = wrap_ddp(self._forward, execution.device)
 
     @property
-    def lr(self) -> float:
-        """The learning rate of the next step, except for the backbone."""
-        return self.optimizer.param_groups[0]["lr"]
+    def learning_rates(self) -> dict[str, float]:
+        """`lr` and `backbone_lr`, the learning rates of the next step."""
+        other, backbone = self.optimizer.param_groups
+        return {"lr": other["lr"], "backbone_lr": backbone["lr"]}
 
     @property
     def interactive_threshold(self) -> float:

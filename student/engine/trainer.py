@@ -12,6 +12,7 @@ from typing import Any, NoReturn, cast
 import torch
 from torch.utils.data import DataLoader
 
+from evaluation.drawing.samples import SAMPLES_FOLDER
 from pipeline.utils.devices import convert_out_of_memory
 from pipeline.utils.errors import InputError
 from pipeline.utils.logging import get_logger
@@ -19,6 +20,7 @@ from pipeline.utils.text import count_noun
 from student.data.dataset import Batch, ConcatTrainingDataset, TrainingBatches, concat_sizes
 from student.data.samplers import DistributedBatchSampler, ExtraPool, split_batch_size
 from student.engine.checkpointing import RunState
+from student.engine.loggers import Logger
 from student.engine.metrics_log import (
     CANDIDATES,
     MetricsLogger,
@@ -53,7 +55,6 @@ class Trainer:
         checkpoint_minutes: maximum time between two checkpoints; one is also written after every
             epoch.
         log_every: number of steps between two records of the metrics log.
-        tensorboard: also write TensorBoard event files.
         plan: see `RunInputs.plan`; stored in the checkpoints.
 
     Raises:
@@ -68,13 +69,11 @@ class Trainer:
         execution: Execution,
         checkpoint_minutes: float = 15.0,
         log_every: int = 10,
-        tensorboard: bool = False,
         plan: dict[str, Any] | None = None,
     ) -> None:
         self.recipe, self.run_dir, self.execution = inputs.recipe, run_dir, execution
         self.checkpoint_seconds, self.log_every = 60 * checkpoint_minutes, log_every
-        self.tensorboard, self.validator = tensorboard, inputs.validator
-        self.tester = inputs.tester
+        self.validator, self.tester = inputs.validator, inputs.tester
         datasets = [inputs.images, *inputs.extra]
         self.sampler, images_per_step = self._build_sampler(inputs)
         self.steps_per_epoch = self.sampler.steps_per_epoch
@@ -179,19 +178,20 @@ class Trainer:
         """A predictor with the weights to predict with (with EMA the averaged ones)."""
         return BatchPredictor(self.train_step.eval_model, self.state.vocabulary, self.recipe.train)
 
-    def train(self, signals: StopSignalHandler) -> None:
+    def train(self, signals: StopSignalHandler, loggers: Sequence[Logger] = ()) -> None:
         """Trains from the current step to the end of the run, which `patience` can bring forward.
 
         Args:
             signals: entered by the caller; a stop request takes effect after the current step,
                 when the state has been saved.
+            loggers: see `MetricsLogger`.
 
         Raises:
             KeyboardInterrupt, SystemExit: a stop was requested; see `exit_process`.
             InputError: a loss is not finite, or the disk is full; the last checkpoint is kept.
         """
         context, total = self.execution.context, self.total_steps
-        metrics_log = MetricsLogger(self.run_dir, self.step, total, context, self.tensorboard)
+        metrics_log = MetricsLogger(self.run_dir, self.step, total, context, loggers)
         with metrics_log as log, signals.defer():
             # A stop can have come before or during an evaluation.
             self._validate_if_due(log, signals)
@@ -265,7 +265,7 @@ class Trainer:
             "step": self.step,
             "epoch": self.step / self.steps_per_epoch,
             "images": self.step * self.recipe.train.batch_size,
-            "lr": self.train_step.lr,
+            **self.train_step.learning_rates,
             CANDIDATES: self.train_step.candidate_counts._asdict(),
         }
         return self.pending_metrics.put(
@@ -320,9 +320,10 @@ class Trainer:
             return
         if log.has_test(self.step):
             return
+        drawings = self.run_dir / SAMPLES_FOLDER / f"test-step-{self.step:07d}"
         with self._evaluation(signals):
-            scores = self.tester.evaluate(self.predictor, self.execution)
-        log.log_test(self.step, epoch, scores)
+            scores = self.tester.evaluate(self.predictor, self.execution, drawings)
+        log.log_test(self.step, epoch, scores, drawings)
 
     @contextmanager
     def _evaluation(self, signals: StopSignalHandler) -> Iterator[None]:
@@ -344,12 +345,11 @@ class Trainer:
         is_done = remainder or self.state.evaluated >= self.step
         if self.validator is None or not is_due or is_done:
             return
+        drawings = self.run_dir / SAMPLES_FOLDER / f"step-{self.step:07d}"
         with self._evaluation(signals):
-            scores = self.validator.evaluate(
-                self.predictor, self.run_dir, self.step, self.execution
-            )
+            scores = self.validator.evaluate(self.predictor, self.execution, drawings)
         is_best = self.state.record_score(scores.get("seen", 0.0))
-        log.log_validation(self.step, epochs, scores, is_best)
+        log.log_validation(self.step, epochs, scores, is_best, drawings)
         if is_best and train.keep == "best":
             self.state.save_best()
         self.state.save()

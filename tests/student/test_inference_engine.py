@@ -155,9 +155,8 @@ def test_validation(configured, run, detector):
     """Repeats the validation of the run."""
     logged = json.loads((run / "validation.jsonl").read_text())["metrics"]
     validator = build_inputs(configured, SINGLE_PROCESS).validator
-    scores = validator.evaluate(
-        detector.predictor, run.with_name("again"), 1, Execution(CPU, workers=1)
-    )
+    execution = Execution(CPU, workers=1)
+    scores = validator.evaluate(detector.predictor, execution, run.with_name("again"))
     assert len(validator.records) == 4 and scores == pytest.approx(logged)
 
 

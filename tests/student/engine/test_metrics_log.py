@@ -1,11 +1,10 @@
 import json
-import sys
 
 import pytest
 import torch
+from PIL import Image
 from training import read_lines
 
-from pipeline.utils.errors import InputError
 from student.engine.metrics_log import (
     MetricsLogger,
     PendingMetrics,
@@ -51,7 +50,7 @@ def test_entering_removes_lines_of_later_steps(tmp_path):
         with MetricsLogger(tmp_path, 0 if step == 2 else 3, 9, SINGLE_PROCESS) as log:
             log.advance()
             log.log_step(step_metrics(step))
-            log.log_validation(step, 1, {"seen": 0.25}, best=True)
+            log.log_validation(step, 1, {"seen": 0.25}, best=True, drawings=tmp_path)
     with MetricsLogger(tmp_path, 3, 9, SINGLE_PROCESS) as log:
         log.log_step(step_metrics(5))
     found = read_lines(tmp_path / "metrics.jsonl")
@@ -68,7 +67,7 @@ def test_progress_and_validation_are_shown(tmp_path, capsys, messages):
     with MetricsLogger(tmp_path, 0, 9, SINGLE_PROCESS) as log:
         log.log_step(step_metrics())
         log.advance()
-        log.log_validation(3, 2, {"seen": 0.5}, best=True)
+        log.log_validation(3, 2, {"seen": 0.5}, best=True, drawings=tmp_path)
     out, err = capsys.readouterr()
     assert out == "" and messages == ["epoch 2, validation: seen 50.00 (best so far)"]
     assert "1/9 [" in err and progress_line(read_lines(tmp_path / "metrics.jsonl")[0]) in err
@@ -78,25 +77,34 @@ def test_progress_and_validation_are_shown(tmp_path, capsys, messages):
     )
 
 
-def test_tensorboard_has_the_same_values(tmp_path):
-    pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+class Recorder:
+    """A logger that keeps what it gets."""
 
-    with MetricsLogger(tmp_path, 0, 9, SINGLE_PROCESS, tensorboard=True) as log:
+    def __init__(self):
+        self.scalars, self.images = [], []
+
+    def log_scalars(self, step, values):
+        self.scalars.append((step, dict(values)))
+
+    def log_image(self, step, name, image):
+        self.images.append((step, name, image.size))
+
+
+def test_loggers_get_values_and_drawings(tmp_path):
+    for name in ("a", "b"):
+        Image.new("RGB", (40, 10)).save(tmp_path / f"{name}.png")
+    recorder = Recorder()
+    with MetricsLogger(tmp_path, 0, 9, SINGLE_PROCESS, [recorder]) as log:
         log.log_step(step_metrics())
-        log.log_validation(3, 1, {"seen": 0.25}, best=False)
-    found = EventAccumulator(str(tmp_path / "tensorboard"))
-    found.Reload()
-    assert {"loss", "losses/verb_hard", "lr", "grad_norm"} <= set(found.Tags()["scalars"])
-    for name, value in {"val/seen": 0.25, "candidates/total": 40, "candidates/kept": 3}.items():
-        (event,) = found.Scalars(name)
-        assert (event.step, event.value) == (3, value)
-
-
-def test_missing_tensorboard_names_the_package(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(InputError, match=r"--tensorboard: .*pip install '.\[tensorboard\]'"):
-        MetricsLogger(tmp_path, 0, 9, SINGLE_PROCESS, tensorboard=True).__enter__()
+        log.log_validation(3, 1, {"seen": 0.25}, best=False, drawings=tmp_path)
+        log.log_test(3, 1, {"full": 0.5}, drawings=tmp_path / "none")
+    (_, values), validation, test = recorder.scalars
+    expected = {"losses/verb_hard": 2.0, "candidates/kept": 3, "lr": 1e-4, "images_per_second": 8.0}
+    assert values.items() >= expected.items()
+    assert (validation, test) == ((3, {"val/seen": 0.25}), (3, {"test/full": 0.5}))
+    # Drawings stand one below the other, with a gap.
+    ((step, name, (width, height)),) = recorder.images
+    assert (step, name, width) == (3, "val/pictures", 40) and 20 < height < 40
 
 
 @pytest.mark.parametrize("current", [0, 1])

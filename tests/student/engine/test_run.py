@@ -392,7 +392,7 @@ def test_an_interrupted_evaluation_of_the_test_images_is_repeated(
     """Every epoch has one line, also if the run is stopped during its evaluation."""
     tried = []
 
-    def evaluate(self, predictor, execution):
+    def evaluate(self, predictor, execution, drawings):
         tried.append(True)
         if len(tried) in (2, 3):
             raise Killed

@@ -57,12 +57,11 @@ def test_unseen_labels_do_not_affect_the_score(dataset, annotations, vocabulary,
     scores = []
     for known in (chosen, held.annotations):
         found = [detections(one) for one in known]
-        scores.append(
-            held.evaluate(FixedPredictor(found), tmp_path, 12, Execution(torch.device("cpu")))
-        )
+        execution = Execution(torch.device("cpu"))
+        scores.append(held.evaluate(FixedPredictor(found), execution, tmp_path / "drawn"))
     first, second = scores
     assert first["seen"] == second["seen"] == 1.0
-    assert len(list((tmp_path / "pictures/step-0000012").iterdir())) == 4
+    assert len(list((tmp_path / "drawn").iterdir())) == 4
 
 
 def test_images_without_labels_score_nothing(dataset, annotations, vocabulary, tmp_path):
@@ -71,5 +70,5 @@ def test_images_without_labels_score_nothing(dataset, annotations, vocabulary, t
     empty = Annotation(record.id, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), nothing)
     held = Validator([record], [empty], split, vocabulary)
     predictor = FixedPredictor([detections(empty)])
-    assert held.evaluate(predictor, tmp_path, 1, Execution(torch.device("cpu"))) == {}
-    assert not (tmp_path / "pictures").exists()
+    assert held.evaluate(predictor, Execution(torch.device("cpu")), tmp_path / "drawn") == {}
+    assert not (tmp_path / "drawn").exists()

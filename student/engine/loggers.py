@@ -1,0 +1,186 @@
+"""Other places that a training run is logged to (`--log-to`): TensorBoard, Weights & Biases.
+
+`metrics_log` writes the run folder's own logs and passes its values on to these loggers.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from evaluation.drawing.samples import sample_sheet
+from pipeline.utils.errors import InputError
+from pipeline.utils.files import write_text
+
+# Names in a run folder. The identifier of the W&B run lets a resumed training continue it.
+TENSORBOARD, WANDB, WANDB_ID = "tensorboard", "wandb", "wandb-id.txt"
+PROJECT = "eoid"
+
+
+class Logger(Protocol):
+    """Where scalars and images of training steps go."""
+
+    def log_scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds values of a step, by names such as "losses/verb_hard"."""
+
+    def log_image(self, step: int, name: str, image: Image.Image) -> None:
+        """Adds an image of a step."""
+
+
+class TensorBoardLogger:
+    """Writes event files to `RUN/tensorboard`.
+
+    Args:
+        run_dir: run folder.
+        step: number of steps done; events of later steps, of earlier attempts, are hidden.
+    """
+
+    def __init__(self, run_dir: Path, step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise _missing_package(TENSORBOARD) from None
+        self._writer: Any = SummaryWriter(str(run_dir / TENSORBOARD), purge_step=step + 1)
+
+    def log_scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """See `Logger`."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def log_image(self, step: int, name: str, image: Image.Image) -> None:
+        """See `Logger`."""
+        self._writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+
+    def close(self, exit_code: int) -> None:
+        """Writes what is buffered."""
+        self._writer.close()
+
+
+class WandbLogger:
+    """Writes a run of Weights & Biases, whose local files are in `RUN/wandb`.
+
+    The package's environment variables apply (WANDB_MODE=offline, WANDB_ENTITY, ...). A resumed
+    training has the same W&B run. What it repeats of the stopped one has equal values.
+
+    Args:
+        run_dir: run folder.
+        name: name of the run.
+        settings: settings of the run, nested dicts.
+
+    Raises:
+        InputError: the package is not installed, nobody is logged in, or the server is out of
+            reach.
+    """
+
+    def __init__(self, run_dir: Path, name: str, settings: dict[str, Any]) -> None:
+        try:
+            # A folder of that name in the working directory would be importable too.
+            from wandb import Error, Settings, init
+        except ImportError:
+            raise _missing_package(WANDB) from None
+        file = run_dir / WANDB_ID
+        if not file.is_file():
+            write_text(file, f"{secrets.token_hex(8)}\n")
+        try:
+            self._run = init(
+                project=os.environ.get("WANDB_PROJECT", PROJECT),
+                id=file.read_text(encoding="utf-8").strip(),
+                resume="allow",
+                name=name,
+                dir=str(run_dir),
+                config=settings,
+                allow_val_change=True,
+                # The progress line and the messages stay what they are.
+                settings=Settings(console="off"),
+            )
+        except Error as error:
+            raise InputError(
+                f"--log-to {WANDB}: {' '.join(str(error).split())}; WANDB_MODE=offline logs to"
+                " files alone"
+            ) from None
+        # W&B's own step would refuse values of steps that a resumed run repeats.
+        self._run.define_metric("step", hidden=True)
+        self._run.define_metric("*", step_metric="step")
+
+    def log_scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """See `Logger`."""
+        self._run.log({**values, "step": step})
+
+    def log_image(self, step: int, name: str, image: Image.Image) -> None:
+        """See `Logger`."""
+        from wandb import Image as WandbImage
+
+        self._run.log({name: WandbImage(image), "step": step})
+
+    def close(self, exit_code: int) -> None:
+        """Sends what is buffered; W&B calls a run with an exit code other than 0 failed."""
+        self._run.finish(exit_code=exit_code)
+
+
+def log_evaluation(
+    loggers: Sequence[Logger],
+    step: int,
+    kind: str,
+    metrics: Mapping[str, float | None],
+    folder: Path,
+) -> None:
+    """Passes the scores of an evaluation, and a sheet of its drawings, to loggers.
+
+    Args:
+        loggers: where they go.
+        step: number of steps done.
+        kind: "val" or "test", the first part of the names.
+        metrics: scores as fractions; None without ground truth.
+        folder: drawings of `evaluation.drawing.samples.draw_samples`.
+    """
+    if not loggers:
+        return
+    scores = {f"{kind}/{name}": value for name, value in metrics.items() if value is not None}
+    sheet = sample_sheet(folder)
+    for logger in loggers:
+        logger.log_scalars(step, scores)
+        if sheet is not None:
+            logger.log_image(step, f"{kind}/pictures", sheet)
+
+
+@contextmanager
+def open_loggers(
+    names: Sequence[str], run_dir: Path, step: int, name: str, settings: dict[str, Any]
+) -> Iterator[list[Logger]]:
+    """Opens loggers, and closes them at the end of the body.
+
+    Args:
+        names: values of `--log-to`.
+        run_dir, step, name, settings: see `TensorBoardLogger` and `WandbLogger`.
+
+    Raises:
+        InputError: a package is not installed, or W&B cannot be used.
+    """
+    opened: list[TensorBoardLogger | WandbLogger] = []
+    exit_code = 1
+    try:
+        for kind in dict.fromkeys(names):
+            opened.append(
+                TensorBoardLogger(run_dir, step)
+                if kind == TENSORBOARD
+                else WandbLogger(run_dir, name, settings)
+            )
+        yield list(opened)
+        exit_code = 0
+    finally:
+        with ExitStack() as stack:
+            for logger in opened:
+                stack.callback(logger.close, exit_code)
+
+
+def _missing_package(name: str) -> InputError:
+    return InputError(
+        f"--log-to {name}: expected the package {name}, found none; pip install '.[{name}]'"
+    )
