@@ -219,3 +219,5 @@ def test_four_photographs_are_learned_by_heart(monkeypatch, tmp_path):
         curve = json.loads(file.read_text())["curve"]
         assert [point["step"] for point in curve] == [250, 500, 750, 1000]
         assert curve[-1]["map"] >= 0.95 and curve[-1]["total"] < curve[0]["total"] / 4
+    with Image.open(file.with_suffix(".png")) as figure:
+        assert figure.width > figure.height > 400
