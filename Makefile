@@ -74,7 +74,7 @@ $(LOWEST)/.installed: setup.cfg pyproject.toml
 	@test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip uv
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
-	    --editable '.[dev]'
+	    --editable '.[test]'
 	@touch $@
 
 test-lowest: BIN = $(LOWEST)/bin

@@ -43,7 +43,9 @@ ALLOWED_IMPORTERS = {
     "scipy": ["pipeline/annotations/hico.py", "student/losses/matcher.py"],
     "matplotlib": ["evaluation/", "teacher_cache/analysis/"],
     "jinja2": ["evaluation/"],
-    "supervision": ["student/inference/results.py"],
+    "supervision": ["student/inference/results.py", "student/inference/tracking.py"],
+    "av": ["student/inference/video.py"],
+    "trackers": ["student/inference/tracking.py"],
     "wandb": ["student/engine/loggers.py"],
     "tqdm": ["pipeline/utils/progress.py"],
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -15,6 +15,7 @@ from evaluation.drawing.canvas import (
     SUPERSAMPLING,
     UNSEEN_COLOUR,
     WHITE,
+    Colour,
     Label,
     LabelLine,
     add_margin,
@@ -124,20 +125,65 @@ def draw_interactions(
     largest = measure_labels(list(captions.values()), MIN_FONT_SIZE).max(axis=0) + MIN_FONT_SIZE
     least = np.maximum(np.ceil(largest), min(MIN_SHORT_SIDE, long_side / 3))
     drawing, offset = add_margin(drawing, least.astype(int).tolist())
-    size = drawing.size
     boxes = content.boxes.astype(np.float64) * scale + offset
-    em, num_drawn = fit_labels(list(captions.values()), size)
+    return _draw_captions(drawing, captions, boxes, content.labels == vocabulary.person)
+
+
+def draw_tracked(
+    frame: Image.Image,
+    content: Detections,
+    vocabulary: Vocabulary,
+    unseen: Collection[int],
+    ids: np.ndarray,
+    colours: Mapping[tuple[int, int], Colour],
+    size: tuple[int, int],
+) -> Image.Image:
+    """Draws tracked detections on a frame of a video, in the same size for all frames.
+
+    The first line of a pair's label is its id: "person 3, bicycle 5".
+
+    Args:
+        frame: the upright frame.
+        content: K interactions.
+        unseen: HOI indices to mark with a star.
+        ids: (N,) id of every box, counted for people and for objects.
+        colours: colour of every pair of rows of the boxes, as in `content.hois`.
+        size: (width, height) of the result in pixels.
+
+    Returns:
+        A new RGB image.
+    """
+    drawing = frame.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    captions = _caption_pairs(content, vocabulary, unseen, None, merge=False)
+    if not captions:
+        return drawing
+    names = [
+        f"{vocabulary.objects[label]} {number}".replace("_", " ")
+        for label, number in zip(content.labels.tolist(), ids.tolist(), strict=True)
+    ]
+    for pair, lines in captions.items():
+        lines.insert(0, LabelLine(", ".join(names[row] for row in pair if row >= 0)))
+    boxes = content.boxes * np.tile(np.divide(size, frame.size), 2)
+    return _draw_captions(drawing, captions, boxes, content.labels == vocabulary.person, colours)
+
+
+def _draw_captions(
+    drawing: Image.Image,
+    captions: Mapping[tuple[int, int], list[LabelLine]],
+    boxes: np.ndarray,
+    is_person: np.ndarray,
+    colours: Mapping[tuple[int, int], Colour] | None = None,
+) -> Image.Image:
+    """Draws pairs of rows of (N, 4) boxes in pixels of the drawing, the best first. Without
+    `colours`, they have those of `PAIR_COLOURS` from left to right."""
+    em, num_drawn = fit_labels(list(captions.values()), drawing.size)
     rows_by_pair = {pair: [row for row in pair if row >= 0] for pair in list(captions)[:num_drawn]}
     # From left to right, so that pairs mostly have the same colours in the ground truth and in the
     # detections of all models.
     pairs = sorted(rows_by_pair, key=lambda pair: boxes[rows_by_pair[pair], ::2].sum(1).tolist())
-    labels = [
-        Label(captions[pair], boxes[rows_by_pair[pair]], colour)
-        for pair, colour in zip(pairs, PAIR_COLOURS, strict=False)
-    ]
-    return draw_labelled_pairs(
-        drawing, labels, boxes, boxes[content.labels == vocabulary.person], em, len(captions)
-    )
+    colours = colours or dict(zip(pairs, PAIR_COLOURS, strict=False))
+    labels = [Label(captions[pair], boxes[rows_by_pair[pair]], colours[pair]) for pair in pairs]
+    return draw_labelled_pairs(drawing, labels, boxes, boxes[is_person], em, len(captions))
 
 
 def _caption_pairs(
@@ -145,12 +191,14 @@ def _caption_pairs(
     vocabulary: Vocabulary,
     unseen: Collection[int],
     tp_mask: np.ndarray | None,
+    merge: bool = True,
 ) -> dict[tuple[int, int], list[LabelLine]]:
     """Label of every pair of rows of the boxes; the object is -1 for a verb without object. The
-    best-scoring pair comes first."""
+    best-scoring pair comes first. With `merge`, detected boxes that are nearly the same are one."""
     order, same = np.arange(len(content.hois)), np.arange(len(content.boxes))
     if isinstance(content, Detections):
         order = np.argsort(-content.scores, kind="stable")
+    if isinstance(content, Detections) and merge:
         used = list(dict.fromkeys(content.hois[order, :2][content.hois[order, :2] >= 0].tolist()))
         is_same = box_iou(content.boxes, content.boxes) >= SAME_BOX_IOU
         is_person = content.labels == vocabulary.person

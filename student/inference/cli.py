@@ -23,12 +23,14 @@ COUNT = click.IntRange(min=1)
 EXPORT_FORMATS = ("onnx", "torch-export")
 # Images of a user: only confident detections. A dataset's part: all that the benchmark counts.
 THRESHOLD, TOP = 0.3, 10
+# Weight of the previous score in smoothed scores of videos.
+SMOOTH = 0.7
 PART_THRESHOLD, PART_TOP = 0.0, 100
 
 
 @cloup.command(context_settings=HELP_SETTINGS)
 @click.argument("model", metavar="RUN|CHECKPOINT", type=PATH)
-@click.argument("images", metavar="[IMAGE]...", nargs=-1)
+@click.argument("images", metavar="[IMAGE|VIDEO]...", nargs=-1)
 @cloup.option_group(
     "Input",
     option("--data", type=PATH, help="Predict a part of this dataset instead of IMAGEs."),
@@ -63,6 +65,31 @@ PART_THRESHOLD, PART_TOP = 0.0, 100
     nms_options,
 )
 @cloup.option_group(
+    "Videos",
+    option(
+        "--every",
+        type=COUNT,
+        default=1,
+        show_default=True,
+        metavar="N",
+        help=(
+            "Detect in every Nth frame. The frames between are drawn with its detections, and are"
+            " not in the file of JSON lines."
+        ),
+    ),
+    option(
+        "--smooth",
+        type=FloatRange(0, 1, max_open=True),
+        default=SMOOTH,
+        show_default=True,
+        metavar="S",
+        help=(
+            "Smooth the scores of tracked pairs: score = S * previous score + (1 - S) * detected"
+            " score. 0 switches it off."
+        ),
+    ),
+)
+@cloup.option_group(
     "Model",
     option(
         "--prompts",
@@ -83,7 +110,7 @@ PART_THRESHOLD, PART_TOP = 0.0, 100
 )
 @cloup.option_group(
     "Output",
-    option("--out", type=PATH, help="Folder for drawn images and JSON files."),
+    option("--out", type=PATH, help="Folder for drawn images and videos, and JSON files."),
     option(
         "--json", "json_file", type=PATH, help="Write the detections of all images to one file."
     ),
@@ -122,19 +149,22 @@ def predict(
     batch_size: int,
     workers: int | None,
     overwrite: bool,
+    every: int,
+    smooth: float,
     device: str,
     **options: Any,
 ) -> None:
-    """Detect human-object interactions in images.
+    """Detect human-object interactions in images and videos.
 
-    IMAGEs are files, folders (searched recursively) or quoted patterns such as "photos/**/*.jpg".
-    For each, --out receives a drawn image and a JSON file. With --data it receives
+    IMAGEs and VIDEOs are files, folders (searched recursively) or quoted patterns such as
+    "photos/**/*.jpg". For each image, --out receives a drawn image and a JSON file, and for each
+    video a drawn video and a file with one JSON line per frame. With --data it receives
     predictions.json, which eoid-eval scores.
     """
     if (len(images) > 0) + (data is not None) + (export is not None) != 1:
         raise click.UsageError("Expected either IMAGEs, or --data, or --export.")
     if images and out is None and json_file is None:
-        raise click.UsageError("IMAGEs need --out, --json or both.")
+        raise click.UsageError("IMAGEs need --out, --json or both, and VIDEOs --out.")
     if data is not None and (out is None or json_file is not None):
         raise click.UsageError("--data needs --out, and takes no --json.")
     if limit is not None and data is None:
@@ -168,7 +198,18 @@ def predict(
 
         detector = Detector.open(model, device, vocabulary, split, num_heads, prompts)
         selection = SelectionConfig(THRESHOLD if threshold is None else threshold, top or TOP, nms)
-        predict_images(detector, images, out, json_file, selection, batch_size, workers, overwrite)
+        predict_images(
+            detector,
+            images,
+            out,
+            json_file,
+            selection,
+            batch_size,
+            workers,
+            overwrite,
+            every,
+            smooth,
+        )
 
 
 def main() -> None:

@@ -1,24 +1,34 @@
 """Predicts image files and folders into drawn images and JSON, resumable after an interruption.
 
 In the output folder every image has a drawn image and a JSON file. The JSON file is written last,
-so that its existence shows that the image is finished.
+so that its existence shows that the image is finished. Videos among the files are predicted after
+the images, by `predict_video`.
 """
 
 from __future__ import annotations
 
 import glob
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipeline.images import IMAGE_EXTENSIONS, unread_images
+from pipeline.images import (
+    IMAGE_EXTENSIONS,
+    UNREAD_EXTENSIONS,
+    read_image_size,
+    unread_images,
+)
 from pipeline.utils.devices import default_num_workers
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import (
     atomic_write,
     differing_keys,
+    is_up_to_date,
     read_json,
     refuse_existing,
     sha256_of_file,
@@ -31,17 +41,27 @@ from student.inference.batch_predictor import UnreadableImage
 from student.inference.detector import BATCH_SIZE, Detector
 from student.inference.postprocess import SelectionConfig
 from student.inference.results import HOIResult
+from student.utils.preemption import StopSignalHandler
 
 logger = get_logger(__name__)
 
 SETTINGS = "settings.json"
 JPEG_QUALITY = 92
-FORMAT = "eoid-predict-2"
+FORMAT, VIDEO_FORMAT = "eoid-predict-2", "eoid-predict-video-1"
+# Endings of the files that count as videos in a folder. Files with other endings than these and
+# those of images are tried; ".ts" is also the ending of TypeScript.
+VIDEO_EXTENSIONS = frozenset(
+    {
+        *(".3g2", ".3gp", ".asf", ".avi", ".f4v", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
+        *(".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".qt", ".vob", ".webm", ".wmv"),
+    }
+)
+VIDEO_PACKAGES = ("av", "trackers")
 
 
 @dataclass(frozen=True)
 class ImageOutputs:
-    """An image file and the files of its results."""
+    """An image or video file and the files of its results."""
 
     path: Path
     drawn: Path
@@ -57,39 +77,98 @@ def predict_images(
     batch_size: int = BATCH_SIZE,
     workers: int | None = None,
     overwrite: bool = False,
+    every: int = 1,
+    smooth: float = 0.0,
 ) -> int:
-    """Predicts images and prints a summary.
+    """Predicts images and videos, and prints a summary.
 
     With `out`, an interrupted prediction with the same settings is resumed.
 
     Args:
         detector: the detector.
         patterns: files, folders and glob patterns, see `find_images`.
-        out: folder for a drawn image and a JSON file per image; None writes neither.
+        out: folder for a drawn image and a JSON file per image, and for a drawn video and a file of
+            JSON lines per video; None writes none, and allows no videos.
         json_file: file for the results of all images; None writes none.
         selection: which detections are written.
         batch_size: maximum number of images per batch.
         workers: number of threads that read images; None takes the spare cores.
         overwrite: replace existing results.
+        every, smooth: of videos, see `predict_video`.
 
     Returns:
-        The number of images with results, including those of an interrupted command.
+        The number of images and videos with results, including those of an interrupted command.
 
     Raises:
-        InputError: there are no images, or results exist; or, after all others are predicted,
-            images could not be read.
+        InputError: there are no images and videos, or results exist; or, after all others are
+            predicted, some could not be read.
     """
-    images, problems, skipped = find_images(patterns, out)
+    no_videos = "videos need --out" if out is None else missing_video_packages()
+    images, videos, problems, skipped = find_images(patterns, out, no_videos)
     for line in problems + skipped:
         logger.warning(line)
-    if not images:
-        raise InputError("expected at least one image, found none")
+    if not images and not videos:
+        raise InputError("expected at least one image or video, found none")
     if json_file is not None:
         refuse_existing(json_file, overwrite)
+        if not images:
+            raise InputError("--json: expected at least one image, found only videos")
     settings = prediction_settings(detector, selection)
-    planned = [] if out is None else plan_outputs(images, out)
-    results = {} if out is None else _open_out_folder(out, planned, settings, overwrite)
-    paths = list(images)
+    video_settings = settings | {"format": VIDEO_FORMAT, "every": every, "smooth": smooth}
+    planned, clips, results = [], [], {}
+    if out is not None:
+        planned = plan_outputs(images, out)
+        clips = plan_outputs(videos, out, ".mp4", ".jsonl")
+        results = _open_out_folder(out, planned, clips, settings, video_settings, overwrite)
+    failed = []
+    if images:
+        failed = _predict_images(
+            detector, list(images), planned, out, results, selection, batch_size, workers
+        )
+        if json_file is not None:
+            entries = [results[index] for index in sorted(results)]
+            write_json(json_file, {**settings, "pictures": entries, "failed": failed})
+        count = sum(len(result["interactions"]) for result in results.values())
+        places = [str(place) for place in (out, json_file) if place is not None]
+        print(
+            f"{count_noun(len(results), 'images')}, {count_noun(count, 'interactions')} with a"
+            f" score of at least {selection.threshold:g}; results in {' and '.join(places)}"
+        )
+    num_broken = 0
+    if videos:
+        num_broken = _predict_videos(
+            detector,
+            clips,
+            selection,
+            every,
+            smooth,
+            video_settings,
+            batch_size,
+            overwrite,
+            is_only=len(videos) + len(images) == 1,
+        )
+    reasons = [f"{len(failed)} of {len(images)} images could not be read"] if failed else []
+    if num_broken:
+        reasons.append(f"{num_broken} of {len(videos)} videos could not be read")
+    if problems:
+        reasons.append(f"{len(problems)} of the arguments match no image")
+    if reasons:
+        raise InputError("; ".join(reasons))
+    return len(results) + len(videos)
+
+
+def _predict_images(
+    detector: Detector,
+    paths: Sequence[Path],
+    planned: Sequence[ImageOutputs],
+    out: Path | None,
+    results: dict[int, dict[str, Any]],
+    selection: SelectionConfig,
+    batch_size: int,
+    workers: int | None,
+) -> list[dict[str, Any]]:
+    """Predicts the images whose index is not in `results`, and adds them there; returns those that
+    could not be read, with the reasons."""
     remaining = [index for index in range(len(paths)) if index not in results]
     failed = []
     with Progress(len(paths), "predicting", "images", initial=len(results)) as progress:
@@ -112,21 +191,57 @@ def predict_images(
                 logger.warning(str(error))
                 failed.append({"image": str(paths[index]), "reason": str(error)})
             progress.update()
-    if json_file is not None:
-        entries = [results[index] for index in sorted(results)]
-        write_json(json_file, {**settings, "pictures": entries, "failed": failed})
-    count = sum(len(result["interactions"]) for result in results.values())
-    places = [str(place) for place in (out, json_file) if place is not None]
-    print(
-        f"{count_noun(len(results), 'images')}, {count_noun(count, 'interactions')} with a score of"
-        f" at least {selection.threshold:g}; results in {' and '.join(places)}"
-    )
-    reasons = [f"{len(failed)} of {len(paths)} images could not be read"] if failed else []
-    if problems:
-        reasons.append(f"{len(problems)} of the arguments match no image")
-    if reasons:
-        raise InputError("; ".join(reasons))
-    return len(results)
+    return failed
+
+
+def missing_video_packages() -> str:
+    """Why videos cannot be predicted, "" if they can."""
+    missing = [name for name in VIDEO_PACKAGES if find_spec(name) is None]
+    return f"videos need {' and '.join(missing)}; pip install '.[video]'" if missing else ""
+
+
+def _predict_videos(
+    detector: Detector,
+    clips: Sequence[ImageOutputs],
+    selection: SelectionConfig,
+    every: int,
+    smooth: float,
+    settings: dict[str, Any],
+    batch_size: int,
+    overwrite: bool,
+    is_only: bool,
+) -> int:
+    """Predicts the videos that are not finished; returns the number of those that are unreadable,
+    whose errors are printed, or raised for the only input."""
+    # They import optional packages.
+    from student.inference.predict_video import predict_video
+
+    num_broken = 0
+    with StopSignalHandler() as stop:
+        for clip in clips:
+            if not overwrite and _is_finished(clip):
+                logger.info(f"{clip.path}: finished by an earlier command")
+                continue
+            try:
+                line = predict_video(
+                    detector,
+                    clip.path,
+                    clip.drawn,
+                    clip.result,
+                    selection,
+                    every,
+                    smooth,
+                    settings,
+                    batch_size,
+                    stop,
+                )
+                print(line)
+            except InputError as error:
+                if is_only:
+                    raise
+                logger.warning(str(error))
+                num_broken += 1
+    return num_broken
 
 
 def prediction_settings(detector: Detector, selection: SelectionConfig) -> dict[str, Any]:
@@ -145,7 +260,12 @@ def prediction_settings(detector: Detector, selection: SelectionConfig) -> dict[
 
 
 def _open_out_folder(
-    out: Path, planned: Sequence[ImageOutputs], settings: dict[str, Any], overwrite: bool
+    out: Path,
+    planned: Sequence[ImageOutputs],
+    clips: Sequence[ImageOutputs],
+    settings: dict[str, Any],
+    video_settings: dict[str, Any],
+    overwrite: bool,
 ) -> dict[int, dict[str, Any]]:
     """Prepares the output folder; gives the results of an interrupted command, by index.
 
@@ -156,13 +276,7 @@ def _open_out_folder(
     results = {}
     resumed = file.exists() and not overwrite
     if resumed:
-        # The file of the model may have been moved.
-        compared = {key: value for key, value in settings.items() if key != "model"}
-        if different := differing_keys(read_json(file), compared):
-            raise InputError(
-                f"{file}: expected results with the same settings, found others"
-                f" ({', '.join(different)}); choose a new folder or give --overwrite"
-            )
+        _refuse_other_settings(file, read_json(file), settings)
     for index, outputs in enumerate(planned):
         if resumed and (result := _read_result(outputs)) is not None:
             results[index] = result
@@ -171,8 +285,42 @@ def _open_out_folder(
         # An interrupted command may leave a drawn image without its JSON file.
         if not resumed:
             refuse_existing(outputs.drawn, overwrite)
+    for clip in clips:
+        if resumed and _is_finished(clip):
+            _refuse_other_settings(clip.result, _read_first_line(clip.result), video_settings)
+            continue
+        refuse_existing(clip.result, overwrite)
+        if not resumed:
+            refuse_existing(clip.drawn, overwrite)
     write_json(file, settings)
     return results
+
+
+def _refuse_other_settings(file: Path, found: Any, settings: dict[str, Any]) -> None:
+    # The file of the model may have been moved.
+    compared = {key: value for key, value in settings.items() if key != "model"}
+    if different := differing_keys(found, compared):
+        raise InputError(
+            f"{file}: expected results with the same settings, found others"
+            f" ({', '.join(different)}); choose a new folder or give --overwrite"
+        )
+
+
+def _is_finished(clip: ImageOutputs) -> bool:
+    """Whether a video has results that are not of another or older video."""
+    if not (clip.result.is_file() and clip.drawn.is_file() and clip.path.is_file()):
+        return False
+    header = _read_first_line(clip.result)
+    is_same = isinstance(header, dict) and header.get("video") == str(clip.path)
+    return is_same and is_up_to_date(clip.result, clip.path)
+
+
+def _read_first_line(file: Path) -> Any:
+    try:
+        with open(file, "rb") as lines:
+            return json.loads(lines.readline())
+    except ValueError:
+        return None
 
 
 def _read_result(outputs: ImageOutputs) -> dict[str, Any] | None:
@@ -181,8 +329,7 @@ def _read_result(outputs: ImageOutputs) -> dict[str, Any] | None:
         return None
     result = read_json(outputs.result)
     is_same = isinstance(result, dict) and result.get("image") == str(outputs.path)
-    is_current = outputs.result.stat().st_mtime_ns >= outputs.path.stat().st_mtime_ns
-    return result if is_same and is_current else None
+    return result if is_same and is_up_to_date(outputs.result, outputs.path) else None
 
 
 def _write_outputs(
@@ -197,21 +344,29 @@ def _write_outputs(
 
 
 def find_images(
-    patterns: Sequence[str], exclude: Path | None = None
-) -> tuple[dict[Path, Path], list[str], list[str]]:
-    """Finds image files, each once, in the order of the arguments.
+    patterns: Sequence[str], exclude: Path | None = None, no_videos: str = ""
+) -> tuple[dict[Path, Path], dict[Path, Path], list[str], list[str]]:
+    """Finds image and video files, each once, in the order of the arguments.
 
     Args:
-        patterns: files, taken as they are; folders, searched recursively for files with an image's
-            extension, without hidden ones; and glob patterns such as "photos/**/*.jpg".
+        patterns: files, taken as they are; folders, searched recursively for files with the
+            extension of an image or video, without hidden ones; and glob patterns such as
+            "photos/**/*.jpg".
         exclude: folder that is not searched, for the results.
+        no_videos: why videos are skipped; "" to take them.
 
     Returns:
         - for every image its path below the folder that was searched, or its file name;
-        - a message for every argument without any image;
-        - a message for every argument with image files of formats that are not supported.
+        - the same for every video;
+        - a message for every argument without any image or video;
+        - a message for every folder with files that are skipped: images of formats that are not
+          supported, or videos.
+
+    Raises:
+        InputError: a video is named and `no_videos` says why it cannot be taken.
     """
-    found: dict[str, tuple[Path, Path]] = {}
+    images: dict[str, tuple[Path, Path]] = {}
+    videos: dict[str, tuple[Path, Path]] = {}
     problems, skipped = [], []
     for pattern in patterns:
         others: list[Path] = []
@@ -225,14 +380,41 @@ def find_images(
                 "images in this folder" if Path(pattern).is_dir() else "file matches this pattern"
             )
             problems.append(f"{pattern}: no {what}")
+        num_skipped = 0
         for path, relative in matches:
-            found.setdefault(os.path.abspath(path), (path, relative))
-    return dict(found.values()), problems, skipped
+            if not _is_video(path):
+                images.setdefault(os.path.abspath(path), (path, relative))
+            elif not no_videos:
+                videos.setdefault(os.path.abspath(path), (path, relative))
+            elif Path(pattern).is_dir():
+                num_skipped += 1
+            else:
+                raise InputError(f"{path}: {no_videos}")
+        if num_skipped:
+            skipped.append(f"{pattern}: {count_noun(num_skipped, 'videos')} skipped; {no_videos}")
+    return dict(images.values()), dict(videos.values()), problems, skipped
+
+
+def _is_video(path: Path) -> bool:
+    """Whether a file is a video, by its ending, or by its content if the ending is unknown."""
+    ending = path.suffix.lower()
+    if ending in VIDEO_EXTENSIONS or ending in IMAGE_EXTENSIONS | UNREAD_EXTENSIONS:
+        return ending in VIDEO_EXTENSIONS
+    if not path.is_file() or missing_video_packages():
+        return False
+    from student.inference.video import VideoReader
+
+    try:
+        read_image_size(path)
+    except InputError:
+        with suppress(InputError), VideoReader(path):
+            return True
+    return False
 
 
 def _expand(pattern: str, exclude: Path | None, others: list[Path]) -> Iterator[tuple[Path, Path]]:
-    """(file, path in the output folder) of every image that an argument names; adds the other files
-    of its folders to `others`."""
+    """(file, path in the output folder) of every image and video that an argument names; adds the
+    other files of its folders to `others`."""
     path = Path(pattern)
     # An existing file with a name such as "a[1].jpg" is that file. The matches of a glob pattern
     # are treated as if the shell had expanded it.
@@ -244,7 +426,7 @@ def _expand(pattern: str, exclude: Path | None, others: list[Path]) -> Iterator[
                 hidden = any(name.startswith(".") for name in relative.parts)
                 if hidden or file.is_dir() or _is_below(file, exclude):
                     continue
-                if file.suffix.lower() in IMAGE_EXTENSIONS:
+                if file.suffix.lower() in IMAGE_EXTENSIONS | VIDEO_EXTENSIONS:
                     yield file, relative
                 else:
                     others.append(file)
@@ -258,29 +440,31 @@ def _is_below(path: Path, folder: Path | None) -> bool:
     )
 
 
-def plan_outputs(images: Mapping[Path, Path], out: Path) -> list[ImageOutputs]:
-    """Chooses distinct result files below `out` for every image, from its preferred path there.
+def plan_outputs(
+    inputs: Mapping[Path, Path], out: Path, drawn: str = ".jpg", result: str = ".json"
+) -> list[ImageOutputs]:
+    """Chooses distinct result files below `out` for every input, from its preferred path there.
 
     They are "a.jpg" and "a.json" for "a.png", and "a-2.jpg" and "a-2.json" for a second image with
-    this name.
+    this name; `drawn` and `result` are the endings.
 
     Raises:
-        InputError: a result would replace one of the images.
+        InputError: a result would replace one of the inputs.
     """
     # Some file systems do not distinguish "A" and "a".
     taken = {Path(SETTINGS).stem}
-    inputs = {os.path.realpath(path) for path in images}
+    sources = {os.path.realpath(path) for path in inputs}
     planned = []
-    for path, relative in images.items():
+    for path, relative in inputs.items():
         stem = relative.with_suffix("").as_posix()
         name, number = stem, 1
         while name.lower() in taken:
             number += 1
             name = f"{stem}-{number}"
         taken.add(name.lower())
-        planned.append(ImageOutputs(path, out / f"{name}.jpg", out / f"{name}.json"))
-        if os.path.realpath(planned[-1].drawn) in inputs:
+        planned.append(ImageOutputs(path, out / f"{name}{drawn}", out / f"{name}{result}"))
+        if os.path.realpath(planned[-1].drawn) in sources:
             raise InputError(
-                f"--out: expected a folder without input images, found {planned[-1].drawn}"
+                f"--out: expected a folder without input files, found {planned[-1].drawn}"
             )
     return planned

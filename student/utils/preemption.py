@@ -87,9 +87,9 @@ class StopSignalHandler:
     def deliver(self) -> Iterator[None]:
         """Within `defer`: ends the program on a recorded request, and on signals in the body."""
         self._deferring = False
-        if self.request:
-            exit_process(self.request)
         try:
+            if self.request:
+                exit_process(self.request)
             yield
         finally:
             self._deferring = True

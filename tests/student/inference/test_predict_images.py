@@ -191,7 +191,7 @@ ALL_PHOTOS = [
     ],
 )
 def test_find_images(photos, patterns, paths, problems):
-    found, lines, skipped = find_images(patterns)
+    found, _, lines, skipped = find_images(patterns)
     assert not skipped
     assert ([os.path.relpath(path) for path in found], lines) == (paths, problems)
 
@@ -208,11 +208,11 @@ def test_photographs_of_unsupported_formats_are_counted(photos):
     for name in names:
         Path("photos", name).parent.mkdir(exist_ok=True)
         Path("photos", name).write_bytes(b"?")
-    found, problems, (line,) = find_images(["photos"], Path("photos/out"))
+    found, _, problems, (line,) = find_images(["photos"], Path("photos/out"))
     assert found and not problems
     assert line.startswith("photos: 3 image files in formats that are not supported")
     assert "2 .heic, 1 .jxl" in line and "JPEG or PNG" in line
-    _, problems, (line,) = find_images(["photos/out"])
+    _, _, problems, (line,) = find_images(["photos/out"])
     assert problems == ["photos/out: no images in this folder"]
     assert "1 image file in" in line and "1 .dng" in line
 
@@ -247,6 +247,6 @@ def test_results_never_replace_an_input_image(tmp_path):
     image = tmp_path / "a.jpg"
     image.touch()
     with pytest.raises(
-        InputError, match=r"--out: expected a folder without input images, found .*a.jpg"
+        InputError, match=r"--out: expected a folder without input files, found .*a.jpg"
     ):
         plan_outputs({image: Path("a.jpg")}, tmp_path)
