@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from pipeline.utils.cli_options import FloatRange, PathType, config_option, opti
 
 PATH = PathType()
 COUNT = click.IntRange(min=1)
+PORT = click.IntRange(0, 65535)
+HOST, PORT_NUMBER = "127.0.0.1", 7860
 EXPORT_FORMATS = ("onnx", "torch-export")
 # Images of a user: only confident detections. A dataset's part: all that the benchmark counts.
 THRESHOLD, TOP = 0.3, 10
@@ -123,6 +126,24 @@ PART_THRESHOLD, PART_TOP = 0.0, 100
     option("--overwrite", is_flag=True, help="Replace existing results."),
 )
 @cloup.option_group(
+    "Page",
+    option("--serve", is_flag=True, help="Serve a page that detects in pictures dropped on it."),
+    option(
+        "--host",
+        show_default=HOST,
+        help="Address of the page; 0.0.0.0 lets other machines use it, without a password.",
+    ),
+    option("--port", type=PORT, show_default=str(PORT_NUMBER), help="Port; 0 takes a free one."),
+    option(
+        "--cache",
+        type=PATH,
+        help=(
+            "Teacher cache whose CLIP embeds further actions that are entered on the page, for"
+            " students with --verb-head text."
+        ),
+    ),
+)
+@cloup.option_group(
     "Runtime",
     device_option,
     decoding_workers_option,
@@ -146,6 +167,10 @@ def predict(
     vocabulary: str | None,
     num_heads: int | None,
     prompts: Path | None,
+    serve: bool,
+    host: str | None,
+    port: int | None,
+    cache: Path | None,
     batch_size: int,
     workers: int | None,
     overwrite: bool,
@@ -159,16 +184,22 @@ def predict(
     IMAGEs and VIDEOs are files, folders (searched recursively) or quoted patterns such as
     "photos/**/*.jpg". For each image, --out receives a drawn image and a JSON file, and for each
     video a drawn video and a file with one JSON line per frame. With --data it receives
-    predictions.json, which eoid-eval scores.
+    predictions.json, which eoid-eval scores. --serve shows a page in the browser instead.
     """
-    if (len(images) > 0) + (data is not None) + (export is not None) != 1:
-        raise click.UsageError("Expected either IMAGEs, or --data, or --export.")
+    if (len(images) > 0) + (data is not None) + (export is not None) + serve != 1:
+        raise click.UsageError("Expected either IMAGEs, or --data, or --export, or --serve.")
     if images and out is None and json_file is None:
         raise click.UsageError("IMAGEs need --out, --json or both, and VIDEOs --out.")
     if data is not None and (out is None or json_file is not None):
         raise click.UsageError("--data needs --out, and takes no --json.")
     if limit is not None and data is None:
         raise click.UsageError("--limit needs --data.")
+    if serve and (out is not None or json_file is not None):
+        raise click.UsageError("--serve takes no --out and no --json.")
+    if not serve and (host is not None or port is not None or cache is not None):
+        raise click.UsageError("--host, --port and --cache need --serve.")
+    if cache is not None and prompts is not None:
+        raise click.UsageError("Expected either --prompts or --cache.")
     nms = build_nms_config(**options)
     from student.inference.detector import Detector
     from student.inference.postprocess import SelectionConfig
@@ -193,6 +224,17 @@ def predict(
             detector, dataset, part, out, selection, batch_size, workers, overwrite, limit
         )
         click.echo(f"predictions in {file}")
+    elif serve:
+        from student.inference import serve as page
+
+        selection = SelectionConfig(THRESHOLD if threshold is None else threshold, top or TOP, nms)
+        with page.listen(host or HOST, PORT_NUMBER if port is None else port) as listener:
+            detector = Detector.open(model, device, vocabulary, split, num_heads, prompts)
+            encoder = None
+            if cache is not None:
+                reopen = partial(Detector.open, model, device, vocabulary, split, num_heads)
+                encoder = page.ActionEncoder(detector, cache, reopen)
+            page.serve(detector, selection, listener, encoder)
     else:
         from student.inference.predict_images import predict_images
 
