@@ -48,6 +48,8 @@ from teacher_cache.reader.cache import open_cache
 
 logger = get_logger(__name__)
 
+# Name of the folder of uploads and drawings in the temporary folder.
+UPLOADS = "uploads"
 MAX_UPLOAD_MB = 50
 # Every visitor's picture is decoded in memory: less is allowed than for files of the user.
 MAX_MEGAPIXELS = 64
@@ -213,7 +215,7 @@ def serve(
     with tempfile.TemporaryDirectory(prefix="eoid-page-") as folder, exit_on_sigterm():
         # gradio reads these when it is imported. Without the second, it serves the files of a
         # folder below the current one.
-        os.environ["GRADIO_TEMP_DIR"] = f"{folder}/files"
+        os.environ["GRADIO_TEMP_DIR"] = f"{folder}/{UPLOADS}"
         os.environ["GRADIO_EXAMPLES_CACHE"] = f"{folder}/examples"
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -334,6 +336,8 @@ def build_page(
     """The page as gradio `Blocks`; see `serve`."""
     import gradio as gr
 
+    # gradio fetches the file of a request that names an address of another server.
+    gr.processing_utils.async_ssrf_protected_download = _refuse_address
     # Adding actions replaces the detector, for all pages.
     current = [detector]
 
@@ -359,6 +363,9 @@ def build_page(
         text, classes = WELCOME, []
         try:
             if path is not None:
+                # gradio has checked this already, but for addresses of "streams".
+                if not Path(path).resolve().is_relative_to((folder / UPLOADS).resolve()):
+                    raise InputError("expected an uploaded file, found another")
                 picture = read_picture(current[0], Path(path))
                 return [picture, *show(picture, threshold, top)]
         except InputError as error:
@@ -425,8 +432,6 @@ def build_page(
                     with gr.Accordion("JSON", open=False):
                         json = gr.JSON(show_label=False, buttons=["copy"], max_height=400)
         shown = [status, results, drawn, table, json]
-        # No file is ever fetched from another server.
-        vars(upload)["async_move_resource_to_block_cache"] = _local_files_only(upload)
         model = {"concurrency_id": "model", "concurrency_limit": 1}
         inputs, outputs = [upload, threshold, top], [picture, *shown]
         upload.change(predict, inputs, outputs, api_name="predict", **model)
@@ -443,20 +448,13 @@ def build_page(
             button.click(set_actions, actions, added, api_name="actions", **model).then(
                 predict, inputs, outputs, api_name=False, **model
             )
+    # gradio checks the paths in requests only if this is set, as it is by its own server.
+    page.has_launched = True
     return page.queue(max_size=MAX_QUEUE)
 
 
-def _local_files_only(component: Any) -> Callable[[Any], Any]:
-    """The method of a gradio component that takes an uploaded file, refusing the address of a file
-    on another server, which gradio would fetch."""
-    move = component.async_move_resource_to_block_cache
-
-    async def move_local(path: Any) -> Any:
-        if "://" in str(path):
-            raise ValueError("expected an uploaded file, found an address")
-        return await move(path)
-
-    return move_local
+async def _refuse_address(*_: Any) -> str:
+    raise ValueError("expected an uploaded file, found an address")
 
 
 def _introduction(detector: Detector) -> str:
