@@ -45,7 +45,7 @@ ALLOWED_IMPORTERS = {
     "jinja2": ["evaluation/"],
     "supervision": ["student/inference/results.py", "student/inference/tracking.py"],
     "fastapi": ["student/inference/serve.py"],
-    "gradio": ["student/inference/serve.py"],
+    "gradio": ["student/inference/page.py", "student/inference/serve.py"],
     "uvicorn": ["student/inference/serve.py"],
     "av": ["student/inference/video.py"],
     "trackers": ["student/inference/tracking.py"],

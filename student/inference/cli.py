@@ -127,7 +127,11 @@ PART_THRESHOLD, PART_TOP = 0.0, 100
 )
 @cloup.option_group(
     "Page",
-    option("--serve", is_flag=True, help="Serve a page that detects in pictures dropped on it."),
+    option(
+        "--serve",
+        is_flag=True,
+        help="Serve a page that detects in pictures and clips dropped on it.",
+    ),
     option(
         "--host",
         show_default=HOST,
@@ -225,16 +229,18 @@ def predict(
         )
         click.echo(f"predictions in {file}")
     elif serve:
-        from student.inference import serve as page
+        from student.inference.page import PageConfig
+        from student.inference.serve import ActionEncoder, listen
+        from student.inference.serve import serve as serve_page
 
         selection = SelectionConfig(THRESHOLD if threshold is None else threshold, top or TOP, nms)
-        with page.listen(host or HOST, PORT_NUMBER if port is None else port) as listener:
+        with listen(host or HOST, PORT_NUMBER if port is None else port) as listener:
             detector = Detector.open(model, device, vocabulary, split, num_heads, prompts)
             encoder = None
             if cache is not None:
                 reopen = partial(Detector.open, model, device, vocabulary, split, num_heads)
-                encoder = page.ActionEncoder(detector, cache, reopen)
-            page.serve(detector, selection, listener, encoder)
+                encoder = ActionEncoder(detector, cache, reopen)
+            serve_page(detector, PageConfig(selection, every, smooth), listener, encoder)
     else:
         from student.inference.predict_images import predict_images
 

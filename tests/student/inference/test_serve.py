@@ -12,59 +12,15 @@ import time
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.hico.nms import NmsConfig
 from pipeline.utils.errors import InputError
-from student.inference import serve
+from student.inference import page as page_module
 from student.inference.detector import Detector
-from student.inference.postprocess import SelectionConfig
-from student.inference.serve import ActionEncoder, RequestFilter, listen, read_picture
+from student.inference.serve import ActionEncoder, RequestFilter, listen
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-
-
-@pytest.mark.parametrize("options", [{}, {"threshold": 0, "top": 100}, {"nms": NmsConfig()}])
-def test_kept_detections_give_the_detectors_result(each_detector, write_image, options):
-    file = write_image("some.png", size=(90, 60))
-    picture = read_picture(each_detector, file)
-    for selection in (options, {**options, "threshold": 0.01}, {**options, "top": 2}):
-        found = picture.select(SelectionConfig(**selection)).to_dict()
-        expected = each_detector(file, **selection).to_dict()
-        assert found == {**expected, "image": "some.png"}
-
-
-def test_large_and_turned_pictures(toy_detector, tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 255, (1000, 1600, 3), dtype=np.uint8)
-    image, exif = Image.fromarray(pixels), Image.Exif()
-    exif[0x0112] = 6
-    image.save(tmp_path / "turned.jpg", exif=exif)
-    picture = read_picture(toy_detector, tmp_path / "turned.jpg")
-    assert picture.prediction.size == (1000, 1600)
-    assert picture.image.size == (800, 1280)
-    result = picture.select(SelectionConfig(threshold=0, top=5))
-    expected = toy_detector(tmp_path / "turned.jpg", threshold=0, top=5)
-    assert result.to_dict() == {**expected.to_dict(), "image": "turned.jpg"}
-    drawn = picture.draw(result)
-    # The legend may add to the height.
-    assert drawn.width == 800 and drawn.height >= 1280
-    # Boxes of the reduced picture are at the same places: most pixels equal those of the drawing
-    # in full size.
-    full = expected.draw().resize(drawn.size)
-    difference = np.abs(np.asarray(full, dtype=int) - np.asarray(drawn, dtype=int)).mean()
-    assert difference < 25
-
-
-def test_errors_of_pictures(toy_detector, tmp_path, monkeypatch):
-    (tmp_path / "text.jpg").write_text("no picture")
-    with pytest.raises(InputError, match=r"text\.jpg: expected an image"):
-        read_picture(toy_detector, tmp_path / "text.jpg")
-    monkeypatch.setattr(serve, "MAX_MEGAPIXELS", 0.001)
-    Image.new("RGB", (40, 30)).save(tmp_path / "large.png")
-    with pytest.raises(InputError, match=r"0\.001 megapixels, found 40 x 30 pixels"):
-        read_picture(toy_detector, tmp_path / "large.png")
 
 
 def test_listening(monkeypatch):
@@ -91,6 +47,7 @@ def test_listening(monkeypatch):
         ("GET", "/", None, 200),
         ("GET", "/assets/index-x.js", None, 200),
         ("POST", "/gradio_api/upload", "10000000", 200),
+        ("POST", "/gradio_api/upload", "1000000000", 413),
         ("POST", "/gradio_api/queue/join", "100", 200),
         ("POST", "/gradio_api/queue/join", "10000000", 413),
         ("POST", "/gradio_api/queue/join", None, 411),
@@ -146,7 +103,7 @@ def test_further_actions_come_from_a_process_of_the_builder(
     assert words[3] == "prompts"
     assert words[5:7] == ["--add=--device=pulling: chair", "--add=pushing over"]
     assert detector.vocabulary.num_interactions == known.vocabulary.num_interactions + 1
-    assert serve._added_actions(known, detector) == ["juggle"]
+    assert page_module._added_actions(known, detector) == ["juggle"]
 
 
 def test_errors_of_further_actions(encoder, toy_detector, text_cache, cache_path, tmp_path):
@@ -212,10 +169,10 @@ def ask(client, file, threshold=0.0, top=7):
     """Status text, file of the drawing, rows of the table and JSON of an uploaded file."""
     from gradio_client import handle_file
 
-    status, drawn, table, value = client.predict(
+    status, drawn, clip, table, value = client.predict(
         handle_file(str(file)), threshold, top, api_name="/predict"
     )
-    return status["value"], drawn, table, value
+    return status["value"], drawn["value"] or clip["value"], table, value
 
 
 @pytest.mark.slow
@@ -234,6 +191,18 @@ def test_an_upload_gives_the_detectors_result(client, toy_detector, write_image)
         *_, value = client.predict(threshold, top, api_name="/top")
         expected = toy_detector(file, threshold=threshold, top=top).to_dict()
         assert value["interactions"] == expected["interactions"]
+
+
+@pytest.mark.slow
+def test_a_clip_gives_a_drawn_clip(client, write_clip):
+    pytest.importorskip("trackers", reason="trackers is not installed")
+    text, drawn, table, (settings, *lines) = ask(client, write_clip("some clip.mp4", 6), top=2)
+    assert drawn.endswith(".mp4") and Path(drawn).stat().st_size > 1000
+    assert "/" not in settings["video"] and settings["every"] == 1
+    assert [line["frame"] for line in lines] == [0, 1, 2, 3, 4, 5]
+    assert text.startswith(f"{len(table['data'])} interaction") and table["data"]
+    # The sliders change pictures only.
+    assert client.predict(0.5, 3, api_name="/top")[0].get("value") is None
 
 
 @pytest.fixture(scope="module")
@@ -255,8 +224,8 @@ def bad_files(tmp_path_factory):
     ("name", "text"),
     [
         ("cut.png", "cut.png: expected a whole image"),
-        ("empty.png", "empty.png: expected an image"),
-        ("text.jpg", "text.jpg: expected an image, found another kind of file"),
+        ("empty.png", "empty.png: expected a picture or a video"),
+        ("text.jpg", "text.jpg: expected a picture or a video, found another kind of file"),
         ("large.png", "at most 64 megapixels, found 10000 x 10000 pixels"),
         ("bomb.png", "bomb.png: expected an image of at most"),
         ("thin.png", "expected sides of at most"),
@@ -288,14 +257,12 @@ def test_no_path_of_a_request_is_read(page, tmp_path):
                     lines = [line[6:] for line in events.iter_lines() if line.startswith("data: ")]
                 (done,) = [json.loads(line) for line in lines if "process_completed" in line]
                 if done["success"]:
-                    text, _, *results = done["output"]["data"][1:]
+                    _, text, *_, value = done["output"]["data"]
                     assert text["value"] == "expected an uploaded file, found another"
-                    assert results[0] is results[2] is None
+                    assert value is None
                 assert str(tmp_path) not in json.dumps(done)
             answer = http.get(f"/gradio_api/file={path}")
             assert answer.status_code in (403, 404)
-        large = {"files": ("x.png", b"0" * (serve.MAX_UPLOAD_MB * 1_000_000 + 1))}
-        assert http.post("/gradio_api/upload", files=large).status_code == 413
         # Names of uploads lead nowhere else.
         named = {"files": ("../../escaped.png", secret.read_bytes())}
         (stored,) = http.post("/gradio_api/upload", files=named).json()
@@ -419,7 +386,7 @@ def test_a_browser_uploads_moves_a_slider_and_sees_the_result(
         browser.evaluate("document.querySelector('[aria-label=Clear]').click()")
         browser.wait("document.querySelector('input[type=file]') !== null")
         browser.upload(bad_files / "text.jpg")
-        browser.wait(f"{TEXT}.includes('text.jpg: expected an image')")
+        browser.wait(f"{TEXT}.includes('text.jpg: expected a picture or a video')")
         assert browser.evaluate(drawn) is None
         outside = [url for url in browser.requests if not url.startswith((page, "data:", "blob:"))]
         assert len(browser.requests) > 20 and outside == []

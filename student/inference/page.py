@@ -1,0 +1,390 @@
+"""The page of `eoid-predict --serve`: drop a picture or a clip, see people, objects and actions.
+
+The detector runs once per picture. Its 100 best interactions are kept, so that the sliders select
+and draw again without it. Clips are drawn once, with the values of the sliders.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from pipeline.images import read_image, read_image_size
+from pipeline.utils.errors import InputError
+from pipeline.utils.text import count_noun
+from pipeline.vocabulary import Vocabulary
+from student.inference.batch_predictor import Prediction, UnreadableImage
+from student.inference.detector import Detector
+from student.inference.postprocess import NUM_DETECTIONS, SelectionConfig
+from student.inference.results import HOIResult, build_result
+from student.weights.checkpoint_file import BEST, CHECKPOINT
+
+MAX_UPLOAD_MB = 200
+# Every visitor's picture is decoded in memory: less is allowed than for files of the user.
+MAX_MEGAPIXELS = 64
+# Long side of drawings on the page, in pixels; larger ones take seconds to draw and encode.
+MAX_DRAWN = 1280
+# Of clips: length, and number of frames that are detected, at equal distances.
+MAX_CLIP_SECONDS, MAX_CLIP_FRAMES = 30, 100
+# Age in seconds at which files and kept pictures of a page that is still open are removed.
+MAX_AGE = 3600
+MAX_QUEUE = 20
+MAX_ACTIONS_TEXT = 1000
+WELCOME = "Drop a picture or a clip to see people, objects and the actions that connect them."
+
+
+@dataclass(frozen=True)
+class PageConfig:
+    """Settings of the page.
+
+    Attributes:
+        selection: initial values of the sliders, and the pairwise NMS.
+        every: detect in every `every`-th frame of a clip, or in fewer if it is long.
+        smooth: see `student.inference.tracking.PairTracker`.
+    """
+
+    selection: SelectionConfig
+    every: int
+    smooth: float
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """An uploaded picture and all its detections, kept for its page.
+
+    Attributes:
+        name: name of the uploaded file.
+        prediction: the detector's, with boxes in pixels of the upright picture.
+        image: the picture, upright, at most `MAX_DRAWN` pixels long.
+        vocabulary, unseen: of the detector.
+    """
+
+    name: str
+    prediction: Prediction
+    image: Image.Image
+    vocabulary: Vocabulary
+    unseen: frozenset[int]
+
+    def select(self, selection: SelectionConfig) -> HOIResult:
+        """The result of a `Detector` with these settings."""
+        kept = replace(selection.select(self.prediction.detections), image_id=self.name)
+        size = self.prediction.size
+        return build_result(kept, size, self.vocabulary, self.unseen, self.image)
+
+    def draw(self, result: HOIResult) -> Image.Image:
+        """Draws a result of `select` at the size of `image`."""
+        scale = max(self.image.size) / max(result.size)
+        return replace(result, boxes=result.boxes * np.float32(scale)).draw()
+
+
+def read_picture(detector: Detector, path: Path) -> Picture:
+    """Detects the interactions in an uploaded file.
+
+    Raises:
+        InputError: it is no image, or too large.
+    """
+    width, height = read_image_size(path)
+    if width * height > MAX_MEGAPIXELS * 1_000_000:
+        raise InputError(
+            f"{path}: expected a picture of at most {MAX_MEGAPIXELS} megapixels, found"
+            f" {width} x {height} pixels"
+        )
+    # An array has no EXIF orientation that would be applied a second time.
+    pixels = np.asarray(read_image(path))
+    (prediction,) = detector.predictor.stream([pixels])
+    if isinstance(prediction, UnreadableImage):
+        raise InputError(prediction.reason)
+    image = Image.fromarray(pixels)
+    image.thumbnail((MAX_DRAWN, MAX_DRAWN), Image.Resampling.LANCZOS)
+    return Picture(path.name, prediction, image, detector.vocabulary, detector.unseen)
+
+
+def predict_clip(
+    detector: Detector, path: Path, out: Path, config: PageConfig
+) -> tuple[Path, list[dict[str, Any]]]:
+    """Detects and tracks the interactions in an uploaded video.
+
+    Args:
+        detector: the detector.
+        path: the video.
+        out: folder for the drawn video.
+        config: which interactions are drawn, and the settings of clips.
+
+    Returns:
+        The drawn video, and the lines of `predict_video`.
+
+    Raises:
+        InputError: it is no video, too long, or the extra `video` is not installed.
+    """
+    try:
+        from student.inference.predict_video import predict_video
+        from student.inference.video import VideoReader
+    except ImportError:
+        raise InputError(
+            f"{path}: expected a picture, found another kind of file; clips need the extra video"
+        ) from None
+    try:
+        with VideoReader(path) as reader:
+            num_frames, seconds = reader.num_frames, reader.num_frames / reader.rate
+    except InputError:
+        # The reason may be that of an image format, which FFmpeg also takes for videos.
+        raise InputError(
+            f"{path}: expected a picture or a video, found another kind of file, or a damaged one"
+        ) from None
+    if seconds > MAX_CLIP_SECONDS:
+        raise InputError(
+            f"{path}: expected a clip of at most {MAX_CLIP_SECONDS} seconds, found {seconds:.0f}"
+        )
+    out.mkdir(exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=out))
+    drawn, lines = folder / f"{path.stem}.mp4", folder / "lines.jsonl"
+    every = max(config.every, math.ceil(num_frames / MAX_CLIP_FRAMES))
+    settings = {"every": every, "smooth": config.smooth}
+    predict_video(detector, path, drawn, lines, config.selection, every, config.smooth, settings)
+    found = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
+    lines.unlink()
+    found[0]["video"] = path.name
+    return drawn, found
+
+
+def build_page(
+    detector: Detector,
+    config: PageConfig,
+    open_with: Callable[[str], Detector] | None,
+    uploads: Path,
+) -> Any:
+    """The page as gradio `Blocks`.
+
+    Args:
+        detector: the detector.
+        config: the settings.
+        open_with: opens the detector with the further actions of a text; None for a page without a
+            box for them.
+        uploads: the folder in which gradio puts uploaded files, for drawn clips too.
+    """
+    import gradio as gr
+
+    # gradio fetches the file of a request that names an address of another server.
+    gr.processing_utils.async_ssrf_protected_download = _refuse_address
+    selection = config.selection
+    # Adding actions replaces the detector, for all pages.
+    current = [detector]
+
+    def show(kept: Picture | None, threshold: float, top: float) -> dict[Any, Any]:
+        if kept is None:
+            return {status: gr.skip()}
+        result = kept.select(replace(selection, threshold=threshold, top=int(top)))
+        rows = [
+            [f"{score:.2f}", f"★ {action}" if unseen else action]
+            for score, action, unseen in zip(
+                result.scores.tolist(), result.actions, result.unseen.tolist(), strict=True
+            )
+        ]
+        text = _summary(len(result), int(result.unseen.sum()), threshold)
+        return {
+            status: gr.Markdown(text, elem_classes=[]),
+            drawn: gr.Image(kept.draw(result), visible=True),
+            table: rows,
+            values_json: result.to_dict(),
+        }
+
+    def show_clip(path: Path, threshold: float, top: float) -> dict[Any, Any]:
+        chosen = replace(selection, threshold=threshold, top=int(top))
+        video, lines = predict_clip(current[0], path, uploads, replace(config, selection=chosen))
+        rows = _clip_rows(lines)
+        unseen = sum(action.startswith("★") for _, action in rows)
+        return {
+            status: gr.Markdown(_summary(len(rows), unseen, threshold), elem_classes=[]),
+            clip: gr.Video(str(video), visible=True),
+            again: gr.Button(visible=True),
+            table: rows,
+            values_json: lines,
+        }
+
+    def predict(path: str | None, threshold: float, top: float) -> dict[Any, Any]:
+        values = {
+            picture: None,
+            status: gr.Markdown(WELCOME, elem_classes=[]),
+            results: gr.Column(visible=False),
+            drawn: gr.Image(None, visible=False),
+            clip: gr.Video(None, visible=False),
+            again: gr.Button(visible=False),
+            table: [],
+            values_json: None,
+        }
+        if path is None:
+            return values
+        file = Path(path)
+        try:
+            # gradio has checked this already, but for addresses of "streams".
+            if not file.resolve().is_relative_to(uploads.resolve()):
+                raise InputError("expected an uploaded file, found another")
+            if _is_image(file):
+                kept = read_picture(current[0], file)
+                values |= {picture: kept, **show(kept, threshold, top)}
+            else:
+                values |= show_clip(file, threshold, top)
+            values[results] = gr.Column(visible=True)
+        except InputError as error:
+            # The folder of uploads means nothing to the reader of the page.
+            text = str(error).replace(path, file.name)
+            values[status] = gr.Markdown(text, elem_classes=["error"])
+        return values
+
+    def set_actions(actions: str) -> Any:
+        assert open_with is not None
+        try:
+            current[0] = open_with(actions)
+        except InputError as error:
+            return gr.Markdown(str(error), elem_classes=["error"])
+        names = _added_actions(detector, current[0])
+        return gr.Markdown(f"Added: {', '.join(names)}." if names else "", elem_classes=[])
+
+    with gr.Blocks(title="EoID", analytics_enabled=False, delete_cache=(60, MAX_AGE)) as page:
+        gr.Markdown(_introduction(detector))
+        picture = gr.State(None, time_to_live=MAX_AGE)
+        with gr.Row():
+            with gr.Column(scale=1, min_width=320):
+                upload = gr.File(label="Picture or clip", height=150)
+                threshold = gr.Slider(
+                    0, 1, selection.threshold, step=0.01, label="Minimum score", buttons=[]
+                )
+                top = gr.Slider(
+                    1,
+                    NUM_DETECTIONS,
+                    min(selection.top, NUM_DETECTIONS),
+                    step=1,
+                    label="Maximum number of interactions",
+                    buttons=[],
+                )
+                again = gr.Button("Detect in the clip again", visible=False)
+                if open_with is not None:
+                    actions = gr.Textbox(
+                        lines=2,
+                        max_lines=6,
+                        label="Further actions, one per line",
+                        placeholder="jumping over\npulling: chair, umbrella",
+                        max_length=MAX_ACTIONS_TEXT,
+                    )
+                    button = gr.Button("Use these actions")
+                    added = gr.Markdown()
+            with gr.Column(scale=2, min_width=320):
+                status = gr.Markdown(WELCOME)
+                with gr.Column(visible=False) as results:
+                    drawn = gr.Image(
+                        show_label=False,
+                        interactive=False,
+                        format="png",
+                        buttons=["download", "fullscreen"],
+                        elem_classes=["drawn"],
+                    )
+                    clip = gr.Video(
+                        show_label=False,
+                        interactive=False,
+                        visible=False,
+                        autoplay=True,
+                        loop=True,
+                        buttons=["download"],
+                        elem_classes=["clip"],
+                    )
+                    table = gr.Dataframe(
+                        headers=["Score", "Action"],
+                        datatype="str",
+                        interactive=False,
+                        buttons=[],
+                        column_widths=["90px", "auto"],
+                        wrap=True,
+                    )
+                    with gr.Accordion("JSON", open=False):
+                        values_json = gr.JSON(show_label=False, buttons=["copy"], max_height=400)
+        model = {"concurrency_id": "model", "concurrency_limit": 1}
+        inputs = [upload, threshold, top]
+        outputs = [picture, status, results, drawn, clip, again, table, values_json]
+        upload.change(predict, inputs, outputs, api_name="predict", **model)
+        again.click(predict, inputs, outputs, api_name=False, **model)
+        for name, slider in (("threshold", threshold), ("top", top)):
+            slider.input(
+                show,
+                [picture, threshold, top],
+                [status, drawn, table, values_json],
+                api_name=name,
+                trigger_mode="always_last",
+                show_progress="hidden",
+            )
+        if open_with is not None:
+            button.click(set_actions, actions, added, api_name="actions", **model).then(
+                predict, inputs, outputs, api_name=False, **model
+            )
+    # gradio checks the paths in requests only if this is set, as it is by its own server.
+    page.has_launched = True
+    return page.queue(max_size=MAX_QUEUE)
+
+
+def _is_image(path: Path) -> bool:
+    try:
+        with Image.open(path):
+            return True
+    except UnidentifiedImageError:
+        return False
+    # Damaged or too large: reading it says so.
+    except Exception:
+        return True
+
+
+def _clip_rows(lines: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """A row for every action of a tracked pair: its best score, and the action with the ids and
+    the time in seconds; the best first."""
+    found: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
+    for line in lines[1:]:
+        for one in line["interactions"]:
+            key = (one["action"], one["unseen"], one["person_id"], one["object_id"])
+            found.setdefault(key, []).append((one["score"], line["time"]))
+    rows = []
+    for (action, unseen, person, thing), entries in found.items():
+        times = [time for _, time in entries]
+        ids = f"person {person}" + ("" if thing is None else f", object {thing}")
+        text = f"{'★ ' * unseen}{action} ({ids}; {min(times):.1f} to {max(times):.1f} s)"
+        rows.append((max(score for score, _ in entries), text))
+    return [[f"{score:.2f}", text] for score, text in sorted(rows, reverse=True)]
+
+
+async def _refuse_address(*_: Any) -> str:
+    raise ValueError("expected an uploaded file, found an address")
+
+
+def _introduction(detector: Detector) -> str:
+    vocabulary, file = detector.vocabulary, detector.file
+    unseen = (
+        f", {len(detector.unseen)} of them without a label in training (★)"
+        if detector.unseen
+        else ""
+    )
+    return (
+        "# People, objects and their actions\n"
+        f"The model **{file.parent.name if file.name in (CHECKPOINT, BEST) else file.name}** knows"
+        f" {count_noun(vocabulary.num_interactions, 'interactions')}{unseen}. Pictures may have"
+        f" {MAX_MEGAPIXELS} megapixels, clips {MAX_CLIP_SECONDS} seconds, files {MAX_UPLOAD_MB} MB;"
+        " they are deleted after an hour."
+    )
+
+
+def _summary(num_shown: int, num_unseen: int, threshold: float) -> str:
+    if not num_shown:
+        return f"No interaction has a score of at least {threshold:g}. A lower one shows more."
+    marked = f", {num_unseen} of them unseen in training (★)" if num_unseen else ""
+    count = count_noun(num_shown, "interactions")
+    return f"{count} with a score of at least {threshold:g}{marked}."
+
+
+def _added_actions(before: Detector, after: Detector) -> list[str]:
+    known = set(before.vocabulary.interaction_names)
+    verbs = (verb for verb, name in after.vocabulary.interaction_names if (verb, name) not in known)
+    return [verb.replace("_", " ") for verb in dict.fromkeys(verbs)]
