@@ -300,7 +300,6 @@ def build_page(
                         datatype="str",
                         interactive=False,
                         buttons=[],
-                        column_widths=["90px", "auto"],
                         wrap=True,
                     )
                     with gr.Accordion("JSON", open=False):

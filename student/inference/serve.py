@@ -116,9 +116,10 @@ class ActionEncoder:
             timeout=ENCODER_SECONDS,
         )
         if done.returncode:
-            logger.warning(done.stderr.strip())
-            reason = done.stderr.strip().splitlines()[-1:] or ["no reason"]
-            raise InputError(reason[0].partition(": ")[2].replace(str(self._cache), "the cache"))
+            logger.debug(done.stderr.strip())
+            reason = (done.stderr.strip().splitlines() or ["eoid-cache: it ended early"])[-1]
+            text = reason.partition(": ")[2].removeprefix("--add: ")
+            raise InputError(text.replace(str(self._cache), "the cache"))
         return self._open_detector(file)
 
 

@@ -111,7 +111,7 @@ def test_errors_of_further_actions(encoder, toy_detector, text_cache, cache_path
     with pytest.raises(InputError, match=r"^--clip-model: expected the cache's CLIP") as raised:
         encoder.open("pulling: chair", tmp_path)
     assert str(text_cache) not in str(raised.value)
-    with pytest.raises(InputError, match=r"^--add: expected objects of the cache"):
+    with pytest.raises(InputError, match=r"^expected objects of the cache"):
         encoder.open("pulling: unicorn", tmp_path)
     with pytest.raises(InputError, match="at most 1000 characters"):
         encoder.open("x" * 1001, tmp_path)
