@@ -1,5 +1,5 @@
 """Code that both phases share.
 
 Vocabularies, zero-shot splits, datasets and their annotation files, image reading, boxes, the toy
-dataset, and the command `eoid-data`.
+dataset, work on clusters, and the command `eoid-data`.
 """

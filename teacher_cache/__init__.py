@@ -1,9 +1,9 @@
 """Phase one: a frozen detector and CLIP run on every training image; outputs go to a cache.
 
 `build.py` and `cli.py` make caches with the models of `detectors/` and `teachers/`, the work on one
-shard in `extraction/`, processes of `cluster/` and files of `writer/`. `reader/` reads them,
-`analysis/` shows what they hold, `maintenance/` checks and changes finished ones, and `toy/` trains
-the models of the toy dataset. `open_cache(path)[image_id]` gives the outputs for one image.
+shard in `extraction/`, and files of `writer/`. `reader/` reads them, `analysis/` shows what they
+hold, `maintenance/` checks and changes finished ones, and `toy/` trains the models of the toy
+dataset. `open_cache(path)[image_id]` gives the outputs for one image.
 """
 
 from __future__ import annotations

@@ -14,23 +14,25 @@ from pathlib import Path
 import torch
 
 from pipeline.annotations.load import AnnotationFile
+from pipeline.cluster.lock import FolderLock, lock_folder
+from pipeline.cluster.modes import (
+    ArrayShare,
+    ExecutionMode,
+    InProcess,
+    LocalWorkers,
+    SlurmJobs,
+    WorkerSettings,
+    is_remote,
+    resolve_remote_device,
+    run_tasks,
+    threads_per_worker,
+)
 from pipeline.datasets.dataset import Dataset, missing_images, open_dataset
 from pipeline.datasets.size_check import check_image_sizes
 from pipeline.utils.errors import InputError
 from pipeline.utils.logging import get_logger
 from pipeline.utils.progress import Progress
 from pipeline.utils.text import count_noun
-from teacher_cache.cluster.modes import (
-    ArrayShare,
-    ExecutionMode,
-    InProcess,
-    LocalWorkers,
-    SlurmJobs,
-    is_remote,
-    resolve_remote_device,
-    run_tasks,
-    threads_per_worker,
-)
 from teacher_cache.detectors.pairing import UNRESTRICTED_PAIRING
 from teacher_cache.detectors.torchvision import (
     DEFAULT_DETECTOR,
@@ -48,7 +50,7 @@ from teacher_cache.extraction.inputs import (
     load_build_inputs,
     read_build_data,
 )
-from teacher_cache.extraction.task import ShardTask
+from teacher_cache.extraction.task import ShardTask, make_shard
 from teacher_cache.reader.cache import PromptEmbeddings, read_teacher_file
 from teacher_cache.reader.format import MANIFEST, TEACHER, vocabulary_to_dict
 from teacher_cache.teachers.clip import ClipConfig, resolve_precision
@@ -57,13 +59,14 @@ from teacher_cache.teachers.prompts import (
     embed_prompts,
     indistinguishable_actions,
 )
-from teacher_cache.writer.lock import FolderLock, lock_folder
 from teacher_cache.writer.manifest import CacheStatus, write_manifest
 from teacher_cache.writer.plan import BuildPlan, check_folder, claim_folder
 from teacher_cache.writer.settings import to_settings
 from teacher_cache.writer.shard import is_finished_shard, read_shard_record, write_teacher_file
 
 logger = get_logger(__name__)
+
+JOB_NAME = "eoid-cache"
 
 # The published teacher.
 DEFAULT_CLIP_MODEL, DEFAULT_CLIP_WEIGHTS = "RN50x16", "openai"
@@ -117,7 +120,7 @@ def build_cache(config: BuildConfig) -> None:
     """
     mode = resolve_mode(config)
     if isinstance(mode, SlurmJobs):
-        from teacher_cache.cluster.slurm import check_slurm
+        from pipeline.cluster.slurm import check_slurm
 
         check_slurm()
     dataset = open_dataset(config.dataset)
@@ -161,7 +164,8 @@ def build_cache(config: BuildConfig) -> None:
             return
         if not _has_prompts(config.out, plan):
             write_teacher_file(config.out / TEACHER, plan.fingerprint, text)
-        _build_shards(tasks, config, mode, lock)
+        settings = WorkerSettings(config.out, JOB_NAME, inputs_config.threads, inputs_config.device)
+        _build_shards(tasks, config, mode, settings, lock)
 
 
 def _plan_build(
@@ -190,7 +194,11 @@ def _plan_build(
 
 
 def _build_shards(
-    tasks: Sequence[ShardTask], config: BuildConfig, mode: ExecutionMode, lock: FolderLock
+    tasks: Sequence[ShardTask],
+    config: BuildConfig,
+    mode: ExecutionMode,
+    settings: WorkerSettings,
+    lock: FolderLock,
 ) -> None:
     """Makes the missing shards of this job, and writes the manifest when none is missing."""
     if config.share is None:
@@ -207,7 +215,7 @@ def _build_shards(
         logger.info(f"{config.out}: resuming after {done} of {total} images")
     try:
         with Progress(total, "Running the teacher", "images", initial=done) as progress:
-            records = run_tasks(pending, mode, progress)
+            records = run_tasks(pending, make_shard, mode, settings, progress)
         _report_status(config.out, write_manifest(config.out, records))
     finally:
         lock.remove_temporary_files()

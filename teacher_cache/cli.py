@@ -8,6 +8,8 @@ from typing import Any
 import click
 import cloup
 
+from pipeline.cluster.batch_scripts import BatchScript, write_batch_scripts
+from pipeline.cluster.cli_options import cluster_options
 from pipeline.utils.cli import HELP_SETTINGS, device_option, limit_option, run_command
 from pipeline.utils.cli_options import (
     FloatRange,
@@ -20,10 +22,35 @@ from pipeline.utils.cli_options import (
 )
 from pipeline.utils.errors import InputError
 from teacher_cache.cli_caches import COMMANDS
-from teacher_cache.cli_cluster import cluster_options
 
-# Names of the SLURM batch scripts in the package.
-BATCH_SCRIPTS = ("cache.sbatch", "cache_array.sbatch")
+BUILD = "eoid-cache build"
+BATCH_SCRIPTS = (
+    BatchScript(
+        "cache.sbatch",
+        f"""\
+Builds a teacher cache in a SLURM job. The arguments are those of `{BUILD}`:
+
+  sbatch --gres=gpu:1 cache.sbatch hico --out hico-cache
+      builds the cache in this job;
+  sbatch --time=2-0 cache.sbatch hico --out hico-cache --slurm --jobs 8 --gres gpu:1
+      submits eight worker jobs and distributes the shards among them; needs no GPU itself.""",
+        BUILD,
+    ),
+    BatchScript(
+        "cache_array.sbatch",
+        f"""\
+Builds a teacher cache with the jobs of a SLURM array, which write to one cache folder and need
+no Dask scheduler. The arguments are those of `{BUILD}`:
+
+  sbatch --array=0-7 --gres=gpu:1 cache_array.sbatch hico --out hico-cache
+
+The last job completes the cache. If a job was lost, submit the same command again, or a single
+job (--array=3), which makes all shards that are missing. `eoid-cache verify hico-cache` lists
+missing shards, and completes the cache if there are none.""",
+        BUILD,
+        is_array=True,
+    ),
+)
 POSITIVE_INT = click.IntRange(min=1)
 SCORE_RANGE = FloatRange(0, 1)
 BUILDING = cloup.Section("Building")
@@ -244,9 +271,9 @@ def build(dry_run: bool, **options: Any) -> None:
         extraction=ExtractionConfig(pairing=PairingConfig(**pairing), **extraction), **options
     )
     if dry_run:
-        from teacher_cache.cluster.slurm import job_script
+        from pipeline.cluster.slurm import job_script
 
-        click.echo(job_script(options["mode"], config.out), nl=False)
+        click.echo(job_script(options["mode"], config.out, builder.JOB_NAME), nl=False)
         return
     with exit_on_sigterm():
         builder.build_cache(config)
@@ -266,9 +293,7 @@ def print_config() -> None:
 @config_option
 def batch_scripts(folder: Path, overwrite: bool) -> None:
     """Copy SLURM batch scripts into DIR."""
-    from pipeline.utils.files import copy_scripts
-
-    for path in copy_scripts("teacher_cache.cluster", BATCH_SCRIPTS, folder, overwrite):
+    for path in write_batch_scripts(BATCH_SCRIPTS, folder, overwrite):
         click.echo(path)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.utils.errors import InputError
@@ -40,8 +40,17 @@ class ShardTask:
     def path(self) -> Path:
         return self.folder / SHARDS / shard_name(self.number)
 
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
     def __len__(self) -> int:
         return self.end - self.first
+
+    def absolute(self) -> ShardTask:
+        """See `pipeline.cluster.modes.Task`."""
+        inputs_config = self.inputs_config.absolute()
+        return replace(self, folder=self.folder.absolute(), inputs_config=inputs_config)
 
 
 def make_shard(task: ShardTask, on_progress: Callable[[int], None] | None = None) -> ShardRecord:

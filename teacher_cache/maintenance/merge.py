@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.cluster.lock import lock_folder
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import atomic_write, describe_changes
 from pipeline.utils.logging import get_logger
@@ -23,7 +24,6 @@ from teacher_cache.reader.cache import read_outputs, read_teacher_file
 from teacher_cache.reader.format import PLAN, SHARDS, TEACHER, TeacherOutputs, vocabulary_to_dict
 from teacher_cache.reader.manifest import read_manifest, stored_vocabulary
 from teacher_cache.reader.shard import map_shard, read_layout
-from teacher_cache.writer.lock import lock_folder
 from teacher_cache.writer.manifest import planned_shards, write_manifest
 from teacher_cache.writer.plan import BuildPlan, check_folder, claim_folder, read_plan
 from teacher_cache.writer.settings import MERGED_FROM_KEY

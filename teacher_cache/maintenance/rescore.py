@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.cluster.lock import lock_folder
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import sha256_of_json
 from pipeline.utils.logging import get_logger
@@ -33,7 +34,6 @@ from teacher_cache.teachers.prompts import (
     indistinguishable_actions,
     interaction_prompts,
 )
-from teacher_cache.writer.lock import lock_folder
 from teacher_cache.writer.manifest import write_manifest
 from teacher_cache.writer.plan import BuildPlan, check_folder, claim_folder
 from teacher_cache.writer.settings import read_settings, to_settings

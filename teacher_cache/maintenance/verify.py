@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from pipeline.cluster.lock import lock_folder
 from pipeline.datasets.dataset import open_dataset
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import sha256_of_file
@@ -27,7 +28,6 @@ from teacher_cache.reader.format import MANIFEST, PLAN, SHARDS, TEACHER, vocabul
 from teacher_cache.reader.manifest import read_manifest, stored_vocabulary
 from teacher_cache.reader.shard import read_layout
 from teacher_cache.writer.checksum import has_valid_checksum, write_checksummed_json
-from teacher_cache.writer.lock import lock_folder
 from teacher_cache.writer.manifest import planned_shards, write_manifest
 from teacher_cache.writer.plan import BuildPlan, read_plan
 from teacher_cache.writer.settings import COMMAND_KEY, from_settings

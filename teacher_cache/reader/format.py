@@ -17,7 +17,6 @@ MANIFEST = "manifest.json"
 PLAN = "build.json"
 TEACHER = "teacher.h5"
 SHARDS = "shards"
-LOCK = ".lock"
 # The toy detector's name in fingerprints and settings. It has to stay: with another value, existing
 # caches would have another fingerprint.
 TOY, TOY_IN_CACHES = "toy", "world"

@@ -9,13 +9,13 @@ from typing import Any
 
 from msgspec import Struct
 
+from pipeline.cluster.lock import LOCK
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import describe_changes, read_json
 from pipeline.utils.schema import convert
 from teacher_cache.reader.fingerprint import compute_fingerprint
 from teacher_cache.reader.format import (
     FORMAT_VERSION,
-    LOCK,
     MANIFEST,
     PLAN,
     SHARDS,

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from pipeline.cluster.modes import LocalWorkers
 from pipeline.utils.devices import resolve_device
 from pipeline.utils.errors import InputError
 from teacher_cache.build import build_cache
-from teacher_cache.cluster.modes import LocalWorkers
 from teacher_cache.detectors.torchvision import Detector, DetectorConfig
 from teacher_cache.extraction.inputs import BuildInputs
 from teacher_cache.maintenance.add_prompts import create_prompts_file
@@ -156,7 +156,7 @@ def test_the_builder_frees_its_models_for_workers(monkeypatch, shared_dataset, b
         raise InputError("stop here")
         yield
 
-    monkeypatch.setattr("teacher_cache.cluster.modes._open_workers", open_workers)
+    monkeypatch.setattr("pipeline.cluster.modes._open_workers", open_workers)
     with emulate_cuda(devices=2), pytest.raises(InputError, match="stop here"):
         build(shared_dataset, device="auto")
 

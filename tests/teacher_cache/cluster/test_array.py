@@ -8,9 +8,9 @@ from dataclasses import replace
 import psutil
 import pytest
 
+from pipeline.cluster.modes import ArrayShare
 from pipeline.utils.errors import InputError
 from teacher_cache.build import build_cache
-from teacher_cache.cluster.modes import ArrayShare
 from teacher_cache.reader.format import MANIFEST, SHARDS
 from teacher_cache.writer.manifest import write_manifest
 from teacher_cache.writer.plan import read_plan
@@ -19,7 +19,7 @@ TIMEOUT = 120
 # The job suspends itself after its first shard; a signal of the test might come after its end.
 SUSPEND_AFTER_FIRST_SHARD = """
 import os, signal
-import teacher_cache.cluster.modes as run
+import teacher_cache.build as run
 make_shard = run.make_shard
 def make_and_suspend(*args):
     record = make_shard(*args)

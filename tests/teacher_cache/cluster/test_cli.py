@@ -1,15 +1,15 @@
 import pytest
 from commands import run_command
 
-from teacher_cache import build as builder
-from teacher_cache.cli import main
-from teacher_cache.cluster.modes import (
+from pipeline.cluster.modes import (
     ArrayShare,
     InProcess,
     LocalWorkers,
     RunningCluster,
     SlurmJobs,
 )
+from teacher_cache import build as builder
+from teacher_cache.cli import main
 
 
 @pytest.fixture

@@ -8,9 +8,10 @@ from dataclasses import replace
 import psutil
 import pytest
 
+from pipeline.cluster.lock import LOCK
+from pipeline.cluster.modes import LocalWorkers
 from teacher_cache.build import build_cache
-from teacher_cache.cluster.modes import LocalWorkers
-from teacher_cache.reader.format import LOCK, SHARDS
+from teacher_cache.reader.format import SHARDS
 
 pytestmark = pytest.mark.slow
 

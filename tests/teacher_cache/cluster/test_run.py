@@ -4,11 +4,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pipeline.cluster.modes import InProcess, LocalWorkers, run_tasks
 from pipeline.utils.errors import InputError
 from pipeline.utils.logging import log_to_stderr
 from pipeline.utils.progress import Progress
 from teacher_cache.build import build_cache
-from teacher_cache.cluster.modes import InProcess, LocalWorkers, run_tasks
 from teacher_cache.reader.cache import open_cache
 from teacher_cache.reader.format import MANIFEST, SHARDS
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from commands import run_command
 
+from pipeline.cluster.lock import lock_folder
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import sha256_of_file, write_json
 from teacher_cache.build import build_cache
@@ -16,7 +17,6 @@ from teacher_cache.maintenance.verify import find_problems, verify_cache
 from teacher_cache.reader.cache import open_cache
 from teacher_cache.reader.format import MANIFEST, PLAN, SHARDS, TEACHER
 from teacher_cache.writer.checksum import CHECKSUM_KEY
-from teacher_cache.writer.lock import lock_folder
 from teacher_cache.writer.shard import write_shard
 
 SHARD_FILES = [f"{SHARDS}/0000{number}.h5" for number in range(3)]

@@ -3,9 +3,10 @@ from dataclasses import replace
 
 import pytest
 
+from pipeline.cluster.lock import LOCK
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import write_json
-from teacher_cache.reader.format import FORMAT_VERSION, LOCK, MANIFEST, PLAN, SHARDS
+from teacher_cache.reader.format import FORMAT_VERSION, MANIFEST, PLAN, SHARDS
 from teacher_cache.writer import plan as plan_module
 from teacher_cache.writer.plan import BuildPlan, claim_folder, read_plan
 

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
@@ -24,14 +24,13 @@ from distributed import Client, Future, Nanny, Scheduler, SpecCluster, get_worke
 from distributed.comm.addressing import get_address_host_port
 from distributed.scheduler import KilledWorker
 
+from pipeline.cluster.modes import Task, TaskType
 from pipeline.utils.devices import resolve_device
 from pipeline.utils.errors import InputError
 from pipeline.utils.logging import get_logger
 from pipeline.utils.progress import Progress
 from pipeline.utils.signals import defer_interrupts
 from pipeline.utils.text import count_noun
-from teacher_cache.extraction.task import ShardTask, make_shard
-from teacher_cache.writer.shard import ShardRecord
 
 logger = get_logger(__name__)
 
@@ -71,11 +70,23 @@ def silence_dask() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def dispatch(tasks: Sequence[ShardTask], workers: Workers, progress: Progress) -> list[ShardRecord]:
+def dispatch(
+    tasks: Sequence[TaskType],
+    make: Callable[[TaskType, Callable[[int], None]], Any],
+    workers: Workers,
+    progress: Progress,
+    threads: int | None = None,
+) -> list[Any]:
     """Makes shards on the workers, which must see all files under the same paths.
 
     At most one shard per worker is submitted at a time, so that a worker that dies loses one
     shard only; Dask then gives this shard to another worker.
+
+    Args:
+        tasks, make: see `run_tasks`.
+        workers: the workers.
+        progress: counts images.
+        threads: see `WorkerSettings`.
 
     Returns:
         The records of the shards, in the order in which they were finished.
@@ -85,7 +96,7 @@ def dispatch(tasks: Sequence[ShardTask], workers: Workers, progress: Progress) -
             shard, or the scheduler is lost.
     """
     waiting = deque(tasks)
-    running: dict[Future, ShardTask] = {}
+    running: dict[Future, TaskType] = {}
     done: Queue[Future] = Queue()
     records = []
     try:
@@ -94,7 +105,7 @@ def dispatch(tasks: Sequence[ShardTask], workers: Workers, progress: Progress) -
             num_workers = _num_workers(workers.client)
             while waiting and len(running) < num_workers:
                 task = waiting.popleft()
-                future = workers.client.submit(run_task, task, pure=False)
+                future = workers.client.submit(run_task, task, make, threads, pure=False)
                 running[future] = task
                 future.add_done_callback(done.put)
             progress.update(0, note=f"{num_workers} workers")
@@ -128,25 +139,25 @@ def _scheduler_lost_error() -> InputError:
 _shard_lock = threading.Lock()
 
 
-def run_task(task: ShardTask) -> ShardRecord:
+def run_task(
+    task: TaskType, make: Callable[[TaskType, Callable[[int], None]], Any], threads: int | None
+) -> Any:
     """Makes a shard within a Dask worker, one at a time.
 
-    Without a number of threads in the task, torch uses as many as the worker has Dask threads,
-    which is the worker's share of the machine's cores.
+    Without a number of threads, torch uses as many as the worker has Dask threads, which is the
+    worker's share of the machine's cores.
     """
-    if task.inputs_config.threads is None:
-        inputs_config = replace(task.inputs_config, threads=get_worker().state.nthreads)
-        task = replace(task, inputs_config=inputs_config)
     with _shard_lock:
-        return make_shard(task)
+        torch.set_num_threads(threads or get_worker().state.nthreads)
+        return make(task, lambda count: None)
 
 
-def _get_record(future: Future, task: ShardTask) -> ShardRecord:
+def _get_record(future: Future, task: Task) -> Any:
     try:
         return future.result()
     except KilledWorker as error:
         raise InputError(
-            f"{task.path}: {error.allowed_failures + 1} workers died one after the other while"
+            f"{task.name}: {error.allowed_failures + 1} workers died one after the other while"
             f" they made this shard, the last at {error.last_worker.address}; they may be out of"
             " memory"
         ) from None
@@ -200,7 +211,7 @@ def local_workers(count: int, threads: int | None, device: str) -> Iterator[Work
 def _monitor_processes(cluster: SpecCluster) -> Callable[[int], None]:
     """A monitor for worker processes of this machine, which Dask restarts when they die.
 
-    Dask gives a worker up if its restart fails. Without a limit, a build would then wait for ever.
+    Dask gives a worker up if its restart fails. Without a limit, the command would wait for ever.
     """
     last_seen = time.monotonic()
 
@@ -210,7 +221,7 @@ def _monitor_processes(cluster: SpecCluster) -> Callable[[int], None]:
             last_seen = time.monotonic()
         elif time.monotonic() - last_seen > START_TIMEOUT:
             raise InputError(
-                f"--workers: all {len(cluster.workers)} worker processes ended and could not be"
+                f"all {len(cluster.workers)} worker processes ended and could not be"
                 f" started again, with {count_noun(remaining, 'shards')} left; run the same command"
                 " to resume"
             )

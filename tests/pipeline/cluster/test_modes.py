@@ -1,8 +1,7 @@
 import pytest
 
-from pipeline.utils.errors import InputError
-from teacher_cache.cluster import modes
-from teacher_cache.cluster.modes import (
+from pipeline.cluster import modes
+from pipeline.cluster.modes import (
     ArrayShare,
     InProcess,
     LocalWorkers,
@@ -12,6 +11,7 @@ from teacher_cache.cluster.modes import (
     slurm_memory,
     threads_per_worker,
 )
+from pipeline.utils.errors import InputError
 
 
 @pytest.mark.parametrize("text", ["", "4h", "1:2:3:4", "-5", "1-", "1-2-3", "x"])

@@ -1,6 +1,6 @@
-"""Lock on a cache folder: held by one builder, or shared by the jobs of a job array.
+"""Lock on an output folder: held by one command, or shared by the jobs of a job array.
 
-The lock only keeps several builders from doing the same work. Results do not depend on it: files
+The lock only keeps several commands from doing the same work. Results do not depend on it: files
 are written atomically, and equal inputs give equal bytes.
 """
 
@@ -21,9 +21,10 @@ from pathlib import Path
 
 from pipeline.utils.errors import InputError
 from pipeline.utils.logging import get_logger
-from teacher_cache.reader.format import LOCK, SHARDS
 
 logger = get_logger(__name__)
+
+LOCK = ".lock"
 
 # Seconds between updates of the lock file's modification time, and seconds without an update after
 # which its owner counts as dead.
@@ -37,7 +38,7 @@ POLL_INTERVAL = 0.2
 
 @dataclass(frozen=True)
 class LockOwner:
-    """The builder that holds the lock, as JSON in the lock file; `shared` for a job of an array."""
+    """The command that holds the lock, as JSON in the lock file; `shared` for a job of an array."""
 
     host: str
     pid: int
@@ -45,7 +46,7 @@ class LockOwner:
     shared: bool
 
     def __str__(self) -> str:
-        kind = "a job of an array" if self.shared else "another builder"
+        kind = "a job of an array" if self.shared else "another command"
         return f"{kind} (host {self.host}, process {self.pid}, since {self.since})"
 
 
@@ -65,26 +66,25 @@ class FolderLock:
         """
         if self.shared and _try_lock(self.descriptor, fcntl.LOCK_EX) is not True:
             return
-        for folder in (self.folder, self.folder / SHARDS):
-            for path in folder.glob(".*.tmp"):
-                # Repairs work in a temporary folder.
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        for path in (*self.folder.glob(".*.tmp"), *self.folder.glob("*/.*.tmp")):
+            # Repairs of caches work in a temporary folder.
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 @contextmanager
 def lock_folder(folder: Path, shared: bool = False) -> Iterator[FolderLock]:
-    """Holds the lock on a cache folder during the `with` block.
+    """Holds the lock on an output folder during the `with` block.
 
     The lock is an `flock`, which network file systems forward to their server and which ends with
     the process. Some file systems have no locks, or locks that other machines do not see. A
     heartbeat covers these: the owner updates the lock file's modification time.
 
     Args:
-        folder: the cache; created if missing.
+        folder: the output folder; created if missing.
         shared: share the lock with others that share it.
 
     Raises:
-        InputError: another builder, which is named, holds the lock.
+        InputError: another command, which is named, holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
@@ -139,7 +139,7 @@ def _try_lock(descriptor: int, operation: int) -> bool | None:
 
 
 def _locked_error(folder: Path, owner: LockOwner | None) -> InputError:
-    holder = owner or "another builder"
+    holder = owner or "another command"
     return InputError(
         f"{folder}: {holder} is at work here; wait for it, end it or give another --out"
     )
@@ -151,7 +151,7 @@ def _heartbeat(descriptor: int) -> Iterator[None]:
 
     def beat() -> None:
         while not stop.wait(HEARTBEAT_INTERVAL):
-            # A failed update, as on a full disk, must not end the build.
+            # A failed update, as on a full disk, must not end the command.
             with suppress(OSError):
                 os.utime(descriptor)
 

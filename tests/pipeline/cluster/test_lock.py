@@ -9,10 +9,9 @@ from contextlib import contextmanager
 
 import pytest
 
+from pipeline.cluster import lock
+from pipeline.cluster.lock import LOCK, lock_folder
 from pipeline.utils.errors import InputError
-from teacher_cache.reader.format import LOCK, SHARDS
-from teacher_cache.writer import lock
-from teacher_cache.writer.lock import lock_folder
 
 OWNER = '{"host": "elsewhere", "pid": 7, "since": "2024-05-01 12:00:00", "shared": %s}'
 
@@ -39,7 +38,7 @@ def test_a_new_folder(tmp_path, messages):
 
 
 @pytest.mark.parametrize("first, second", [(False, False), (False, True), (True, False)])
-def test_a_second_builder_is_refused_with_the_first_ones_name(tmp_path, first, second):
+def test_a_second_command_is_refused_with_the_first_ones_name(tmp_path, first, second):
     with (
         lock_folder(tmp_path, shared=first),
         pytest.raises(InputError, match="is at work here") as caught,
@@ -47,7 +46,7 @@ def test_a_second_builder_is_refused_with_the_first_ones_name(tmp_path, first, s
     ):
         pytest.fail("both hold the lock")
     message = str(caught.value)
-    kind = "a job of an array" if first else "another builder"
+    kind = "a job of an array" if first else "another command"
     assert f"{tmp_path}: {kind} (host " in message and f"process {os.getpid()}, since 2" in message
     assert "\n" not in message
 
@@ -63,7 +62,7 @@ def test_jobs_of_an_array_share_the_lock(tmp_path):
     assert (tmp_path / LOCK).read_text() == OWNER % "true"
 
 
-@pytest.mark.parametrize("record, kind", [("", "another builder"), (OWNER % "true", "a job")])
+@pytest.mark.parametrize("record, kind", [("", "another command"), (OWNER % "true", "a job")])
 def test_an_array_job_waits_for_one_that_removes_temporary_files(tmp_path, record, kind):
     """The last job of an array holds the lock exclusively for a moment."""
     path = tmp_path / LOCK
@@ -82,7 +81,7 @@ def test_an_array_job_waits_for_one_that_removes_temporary_files(tmp_path, recor
 def test_the_lock_of_a_killed_process_is_free(tmp_path, messages):
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from teacher_cache.writer.lock import lock_folder\n"
+        "from pipeline.cluster.lock import LOCK, lock_folder\n"
         "with lock_folder(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen(
@@ -156,7 +155,7 @@ def full_disk(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("prepare", "text"), [(disable_locks, "is at work here"), (full_disk, "another builder")]
+    ("prepare", "text"), [(disable_locks, "is at work here"), (full_disk, "another command")]
 )
 def test_without_locks_or_without_records(tmp_path, monkeypatch, prepare, text):
     prepare(monkeypatch)
@@ -172,11 +171,11 @@ def test_without_locks_or_without_records(tmp_path, monkeypatch, prepare, text):
 
 @pytest.fixture
 def temporary_files(tmp_path):
-    (tmp_path / SHARDS).mkdir()
-    paths = [tmp_path / SHARDS / ".00000.h5.12ab.tmp", tmp_path / ".manifest.json.12ab.tmp"]
-    for path in (*paths, tmp_path / SHARDS / "00001.h5"):
+    (tmp_path / "shards").mkdir()
+    paths = [tmp_path / "shards" / ".00000.h5.12ab.tmp", tmp_path / ".manifest.json.12ab.tmp"]
+    for path in (*paths, tmp_path / "shards" / "00001.h5"):
         path.touch()
-    (tmp_path / ".repair.12ab.tmp" / SHARDS).mkdir(parents=True)
+    (tmp_path / ".repair.12ab.tmp" / "shards").mkdir(parents=True)
     return [*paths, tmp_path / ".repair.12ab.tmp"]
 
 
@@ -184,7 +183,7 @@ def test_removing_temporary_files(tmp_path, temporary_files):
     with lock_folder(tmp_path) as folder_lock:
         folder_lock.remove_temporary_files()
         assert not any(path.exists() for path in temporary_files)
-        assert (tmp_path / SHARDS / "00001.h5").exists()
+        assert (tmp_path / "shards" / "00001.h5").exists()
         with pytest.raises(InputError), lock_folder(tmp_path):
             pytest.fail("both hold the lock")
 

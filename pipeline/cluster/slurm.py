@@ -14,9 +14,9 @@ from pathlib import Path
 
 from distributed import Client, Scheduler
 
+from pipeline.cluster.dask_workers import Workers, open_cluster
+from pipeline.cluster.modes import SlurmJobs, slurm_memory
 from pipeline.utils.errors import InputError
-from teacher_cache.cluster.dask_workers import Workers, open_cluster
-from teacher_cache.cluster.modes import SlurmJobs, slurm_memory
 
 # Seconds between two queries of SLURM's queue.
 QUEUE_POLL_INTERVAL = 15.0
@@ -51,10 +51,12 @@ elif [ "$date" != NONE ]; then
 fi"""
 
 
-def job_script(mode: SlurmJobs, folder: Path, scheduler: str = "tcp://<scheduler>") -> str:
-    """The batch script that is submitted for every worker of a cache folder."""
+def job_script(
+    mode: SlurmJobs, folder: Path, name: str, scheduler: str = "tcp://<scheduler>"
+) -> str:
+    """The batch script that is submitted for every worker of an output folder."""
     options = {
-        "job-name": "eoid-cache",
+        "job-name": name,
         "ntasks": 1,
         "output": f"{log_folder(mode, folder)}/%j.log",
         "cpus-per-task": mode.cores,
@@ -96,12 +98,12 @@ def check_slurm() -> None:
 
 
 @contextmanager
-def slurm_workers(mode: SlurmJobs, folder: Path) -> Iterator[Workers]:
+def slurm_workers(mode: SlurmJobs, folder: Path, name: str) -> Iterator[Workers]:
     """Submits jobs to SLURM, and cancels those that remain when the context ends."""
     logs = log_folder(mode, folder)
     logs.mkdir(parents=True, exist_ok=True)
     with open_cluster({}, interface=mode.interface) as (cluster, client):
-        script = job_script(mode, folder, cluster.scheduler_address)
+        script = job_script(mode, folder, name, cluster.scheduler_address)
         jobs = _Jobs(mode.jobs, script, client, logs)
         try:
             yield Workers(client, jobs.poll)

@@ -1,4 +1,4 @@
-"""Options of `eoid-cache build` that say where shards are made."""
+"""Options that say where shards are made: local processes, a Dask cluster, SLURM, job arrays."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.utils.cli_options import PathType, describe_type, option, setting_
 from pipeline.utils.errors import InputError
 
 if TYPE_CHECKING:
-    from teacher_cache.cluster.modes import ExecutionMode
+    from pipeline.cluster.modes import ExecutionMode
 
 POSITIVE_INT = click.IntRange(min=1)
 
@@ -75,7 +75,7 @@ CLUSTER_GROUPS = (
             flag_value=SLURM_ARRAY,
             help=(
                 "Make only the shards of job I of N (0/N to N-1/N); the N jobs are started"
-                " separately and share one cache folder. Without I/N, or with slurm, both are"
+                " separately and share one output folder. Without I/N, or with slurm, both are"
                 " taken from SLURM's array variables."
             ),
         ),
@@ -142,7 +142,7 @@ CLUSTER_GROUPS = (
             "--log-folder",
             type=PathType(),
             hidden=True,
-            show_default="CACHE/logs",
+            show_default="logs in the output folder",
             help="Folder for the jobs' logs.",
         ),
     ),
@@ -162,7 +162,7 @@ def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
         array: str | None,
         **options: Any,
     ) -> Any:
-        from teacher_cache.cluster.modes import (
+        from pipeline.cluster.modes import (
             ArrayShare,
             InProcess,
             LocalWorkers,

@@ -4,22 +4,21 @@ import asyncio
 import errno
 import os
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from distributed import SpecCluster
 
-from pipeline.utils.errors import InputError
-from pipeline.utils.progress import Progress
-from teacher_cache.cluster import dask_workers
-from teacher_cache.cluster.dask_workers import (
+from pipeline.cluster import dask_workers
+from pipeline.cluster.dask_workers import (
     Workers,
     dispatch,
     gpu_environment,
     local_workers,
     silence_dask,
 )
+from pipeline.utils.errors import InputError
+from pipeline.utils.progress import Progress
 
 
 def make_tasks(names):
@@ -27,10 +26,13 @@ def make_tasks(names):
         """Defined in a function, so that it is pickled with its code."""
 
         def __init__(self, name):
-            self.path = Path(name)
+            self.name = name
 
         def __len__(self):
             return 2
+
+        def absolute(self):
+            return self
 
     return [Task(name) for name in names]
 
@@ -46,10 +48,10 @@ def run(workers, monkeypatch):
     """`run(function, names)` dispatches tasks that run a function; returns the sorted results."""
 
     def call(function, names, monitor=None):
-        monkeypatch.setattr(dask_workers, "run_task", function)
+        monkeypatch.setattr(dask_workers, "run_task", lambda task, make, threads: make(task))
         monitored = Workers(workers.client, monitor or workers.monitor)
         with Progress(2 * len(names), "dispatching", "images") as progress:
-            return sorted(dispatch(make_tasks(names), monitored, progress))
+            return sorted(dispatch(make_tasks(names), function, monitored, progress))
 
     return call
 
@@ -57,7 +59,7 @@ def run(workers, monkeypatch):
 def test_every_task_is_done_once(run, capsys):
     remaining = []
     names = list("edcba")
-    assert run(lambda task: task.path.name, names, remaining.append) == sorted(names)
+    assert run(lambda task: task.name, names, remaining.append) == sorted(names)
     assert remaining[0] == 5 and remaining[-1] == 1
     assert remaining == sorted(remaining, reverse=True)
     assert "10/10 [" in capsys.readouterr().err
@@ -78,20 +80,20 @@ def test_a_worker_has_one_task_at_a_time(run, tmp_path):
 
 def test_a_task_whose_worker_died_is_done_by_another(run, tmp_path):
     def exit_once(task, folder=str(tmp_path)):
-        marker = os.path.join(folder, task.path.name)
-        if task.path.name == "b" and not os.path.exists(marker):
+        marker = os.path.join(folder, task.name)
+        if task.name == "b" and not os.path.exists(marker):
             open(marker, "w").close()
             os._exit(9)
-        return task.path.name
+        return task.name
 
     assert run(exit_once, list("abcd")) == list("abcd")
 
 
 def test_a_task_that_kills_its_workers_is_named(run):
     def exit_always(task):
-        if task.path.name == "c.h5":
+        if task.name == "c.h5":
             os._exit(9)
-        return task.path.name
+        return task.name
 
     with pytest.raises(InputError, match=r"^c\.h5: 4 workers died one after the other") as caught:
         run(exit_always, ["a.h5", "b.h5", "c.h5"])
@@ -126,7 +128,7 @@ def test_a_lost_scheduler():
 
     workers = Workers(Client(), lambda remaining: None)
     with pytest.raises(InputError, match="--scheduler: lost the connection"):
-        dispatch(make_tasks(["a"]), workers, Progress(2, "dispatching"))
+        dispatch(make_tasks(["a"]), print, workers, Progress(2, "dispatching"))
 
 
 @pytest.mark.parametrize(
@@ -160,7 +162,7 @@ def test_a_build_ends_when_no_worker_process_can_be_started(monkeypatch):
             Progress(2, "dispatching", "images") as progress,
             pytest.raises(InputError, match="2 worker processes") as caught,
         ):
-            dispatch(make_tasks(["a.h5"]), workers, progress)
+            dispatch(make_tasks(["a.h5"]), print, workers, progress)
     assert "\n" not in str(caught.value) and "1 shard" in str(caught.value)
 
 

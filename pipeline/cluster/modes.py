@@ -1,4 +1,4 @@
-"""Where the shards of a build are made: settings of each mode, and running shard tasks in it.
+"""Where the shards of an output are made: settings of each mode, and running tasks in it.
 
 Dask is loaded only where a mode needs it.
 """
@@ -8,21 +8,19 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pipeline.utils.devices import num_usable_cores
 from pipeline.utils.errors import InputError
 from pipeline.utils.logging import get_logger
 from pipeline.utils.progress import Progress
-from teacher_cache.extraction.task import ShardTask, make_shard
-from teacher_cache.writer.shard import ShardRecord
 
 if TYPE_CHECKING:
-    from teacher_cache.cluster.dask_workers import Workers
+    from pipeline.cluster.dask_workers import Workers
 
 # Minutes, minutes:seconds, hours:minutes:seconds, or days followed by hours and so on.
 WALLTIME_PATTERN = re.compile(r"(\d+-)?\d+(:\d+){0,2}")
@@ -40,7 +38,7 @@ OPTION_NAMES = re.compile(r"(?:^|(?<=\s))(?:--[a-z-]+|-[a-zA-Z])")
 
 @dataclass(frozen=True)
 class InProcess:
-    """Shards are made in the build's own process, one after the other."""
+    """Shards are made in the command's own process, one after the other."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +67,8 @@ class SlurmJobs:
             site's defaults.
         prologue: shell lines to run in the job before its worker starts.
         directives: further `#SBATCH` lines, with or without the prefix `#SBATCH`.
-        log_folder: folder of the jobs' logs; None for `logs` in the cache folder.
-        interface: network interface that workers and build share; None lets Dask choose.
+        log_folder: folder of the jobs' logs; None for `logs` in the output folder.
+        interface: network interface that workers and command share; None lets Dask choose.
 
     Raises:
         InputError: a directive is not an option of sbatch, or walltime or memory have another form
@@ -106,6 +104,40 @@ class SlurmJobs:
         if self.walltime is not None and not WALLTIME_PATTERN.fullmatch(self.walltime):
             expected = "SLURM's form of a time limit, such as 04:00:00"
             raise InputError(f"--walltime: expected {expected}, found {self.walltime}")
+
+
+class Task(Protocol):
+    """The work on one shard. Tasks are sent to workers, so they hold paths instead of models."""
+
+    @property
+    def name(self) -> str:
+        """The shard's name in messages."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def absolute(self: TaskType) -> TaskType:
+        """The same task with absolute paths, for processes with other working folders."""
+
+
+TaskType = TypeVar("TaskType", bound=Task)
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What workers need to know beside their mode.
+
+    Attributes:
+        folder: the output folder, in which SLURM jobs write their logs.
+        job_name: name of SLURM jobs.
+        threads: torch's CPU threads per task; None for the worker's share of its machine's cores.
+        device: "auto", "cpu" or "cuda[:i]"; with "auto" and "cuda", local workers get one GPU each.
+    """
+
+    folder: Path
+    job_name: str
+    threads: int | None = None
+    device: str = "auto"
 
 
 ExecutionMode = InProcess | LocalWorkers | RunningCluster | SlurmJobs
@@ -211,35 +243,44 @@ logger = get_logger(__name__)
 
 
 def run_tasks(
-    tasks: Sequence[ShardTask], mode: ExecutionMode, progress: Progress
-) -> list[ShardRecord]:
-    """Makes shards and returns their records; `progress` counts images.
+    tasks: Sequence[TaskType],
+    make: Callable[[TaskType, Callable[[int], None]], Any],
+    mode: ExecutionMode,
+    settings: WorkerSettings,
+    progress: Progress,
+) -> list[Any]:
+    """Does the tasks and returns their records.
+
+    Args:
+        tasks: the tasks.
+        make: does a task and returns its record; calls its second argument with numbers of finished
+            images. Workers import it by its name.
+        mode: where the tasks are done.
+        settings: settings of workers.
+        progress: counts images.
 
     Raises:
-        InputError: the input of a shard is bad, several workers died while they made the same
-            shard, or no worker can be expected any more.
+        InputError: the input of a task is bad, several workers died over the same task, or no
+            worker can be expected any more.
     """
     if isinstance(mode, InProcess) or not tasks:
         records = []
         for task in tasks:
-            records.append(make_shard(task, progress.update))
+            records.append(make(task, progress.update))
             logger.debug(str(records[-1]))
         return records
-    # Workers may run in another directory.
-    remote_tasks = [
-        replace(task, folder=task.folder.absolute(), inputs_config=task.inputs_config.absolute())
-        for task in tasks
-    ]
-    from teacher_cache.cluster.dask_workers import dispatch, silence_dask
+    from pipeline.cluster.dask_workers import dispatch, silence_dask
 
-    with silence_dask(), _open_workers(mode, remote_tasks[0]) as workers:
-        return dispatch(remote_tasks, workers, progress)
+    # Workers may run in another directory.
+    remote_tasks = [task.absolute() for task in tasks]
+    with silence_dask(), _open_workers(mode, settings) as workers:
+        return dispatch(remote_tasks, make, workers, progress, settings.threads)
 
 
 def resolve_remote_device(mode: ExecutionMode, device: str) -> str:
     """The device that "auto" means on the machines that make the shards.
 
-    The build needs it for the fingerprint, because CLIP's precision depends on the device.
+    A build needs it for the fingerprint, because CLIP's precision depends on the device.
 
     Raises:
         InputError: no scheduler can be reached.
@@ -249,19 +290,19 @@ def resolve_remote_device(mode: ExecutionMode, device: str) -> str:
     if isinstance(mode, SlurmJobs):
         return "cuda" if requests_gpu(mode) else "cpu"
     assert isinstance(mode, RunningCluster)
-    from teacher_cache.cluster.dask_workers import get_workers_device
+    from pipeline.cluster.dask_workers import get_workers_device
 
     return get_workers_device(mode.address)
 
 
-def _open_workers(mode: ExecutionMode, task: ShardTask) -> AbstractContextManager[Workers]:
+def _open_workers(mode: ExecutionMode, settings: WorkerSettings) -> AbstractContextManager[Workers]:
     if isinstance(mode, SlurmJobs):
-        from teacher_cache.cluster.slurm import slurm_workers
+        from pipeline.cluster.slurm import slurm_workers
 
-        return slurm_workers(mode, task.folder)
-    from teacher_cache.cluster.dask_workers import local_workers, running_workers
+        return slurm_workers(mode, settings.folder, settings.job_name)
+    from pipeline.cluster.dask_workers import local_workers, running_workers
 
     if isinstance(mode, RunningCluster):
         return running_workers(mode.address)
     assert isinstance(mode, LocalWorkers)
-    return local_workers(mode.count, task.inputs_config.threads, task.inputs_config.device)
+    return local_workers(mode.count, settings.threads, settings.device)

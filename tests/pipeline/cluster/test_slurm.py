@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from pipeline.cluster import slurm
+from pipeline.cluster.modes import SlurmJobs
 from pipeline.utils.errors import InputError
-from teacher_cache.cluster import slurm
-from teacher_cache.cluster.modes import SlurmJobs
 
 SBATCH = """#!/bin/sh
 [ "$(wc -l < {folder}/queue)" -ge "$(cat {folder}/limit)" ] && echo "sbatch: error: no more" >&2 &&
@@ -129,7 +129,7 @@ def test_a_worker_stops_before_its_job(site, tmp_path, monkeypatch, end, answer,
     (site / "sleep").symlink_to("/bin/true")
     monkeypatch.setattr(slurm.sys, "executable", "echo")
     prologue = ("now=$(date +%s)", f"export SLURM_JOB_END_TIME={end}")
-    script = slurm.job_script(SlurmJobs(prologue=prologue), tmp_path)
+    script = slurm.job_script(SlurmJobs(prologue=prologue), tmp_path, "eoid-cache")
     environment = {"PATH": f"{site}:/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "3"}
     done = subprocess.run(
         ["bash", "-c", script], env=environment, capture_output=True, text=True, check=True
