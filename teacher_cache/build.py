@@ -11,18 +11,16 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
-import torch
-
 from pipeline.annotations.load import AnnotationFile
 from pipeline.cluster.lock import FolderLock, lock_folder
 from pipeline.cluster.modes import (
     ArrayShare,
     ExecutionMode,
     InProcess,
-    LocalWorkers,
     SlurmJobs,
     WorkerSettings,
     is_remote,
+    resolve_mode,
     resolve_remote_device,
     run_tasks,
     threads_per_worker,
@@ -118,7 +116,7 @@ def build_cache(config: BuildConfig) -> None:
     Raises:
         InputError: the input is bad, or the folder contains a cache of other settings.
     """
-    mode = resolve_mode(config)
+    mode = resolve_mode(config.mode, config.device)
     if isinstance(mode, SlurmJobs):
         from pipeline.cluster.slurm import check_slurm
 
@@ -314,14 +312,6 @@ def _report_status(folder: Path, status: CacheStatus) -> None:
             f"{folder}: {count_noun(len(failed), 'images')} could not be read, first {image}:"
             f" {reason}"
         )
-
-
-def resolve_mode(config: BuildConfig) -> ExecutionMode:
-    """The configured mode, or by default one process per GPU where there are several."""
-    if config.mode is not None:
-        return config.mode
-    gpus = torch.cuda.device_count() if config.device == "auto" else 0
-    return LocalWorkers(gpus) if gpus > 1 else InProcess()
 
 
 def resolve_inputs_config(

@@ -231,7 +231,7 @@ def cache() -> None:
         help="Store the region embeddings, which rescoring and --verb-head text need.",
     ),
 )
-@cluster_options
+@cluster_options()
 @cloup.option_group(
     "Output",
     option("--out", required=True, type=PathType(), help="The cache folder."),

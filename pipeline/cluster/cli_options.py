@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from functools import wraps
 from typing import TYPE_CHECKING, Any
@@ -33,166 +33,186 @@ class OptionalType(click.ParamType):
 
 
 SLURM_ARRAY = "slurm"
-CLUSTER_GROUPS = (
-    cloup.option_group(
-        "Local processes",
-        device_option,
-        option(
-            "--workers",
-            type=click.IntRange(min=0),
-            show_default="one for each GPU if there are several, otherwise 0",
-            help="Number of worker processes on this machine; 0 works in this process.",
-        ),
-        option(
-            "--threads",
-            type=POSITIVE_INT,
-            hidden=True,
-            show_default="the cores, shared among the workers",
-            help="Number of torch threads of each process on a CPU.",
-        ),
-    ),
-    cloup.option_group(
-        "Dask cluster",
-        option(
-            "--scheduler",
-            metavar="ADDRESS|FILE",
-            help="Use the workers of a running Dask cluster: host:port or scheduler file.",
-        ),
-        option(
-            "--interface",
-            metavar="NAME",
-            hidden=True,
-            show_default="chosen by Dask",
-            help="With --slurm: network interface of the workers, such as ib0.",
-        ),
-    ),
-    cloup.option_group(
-        "SLURM and job arrays",
-        option(
-            "--array",
-            metavar="[I/N]",
-            is_flag=False,
-            flag_value=SLURM_ARRAY,
-            help=(
-                "Make only the shards of job I of N (0/N to N-1/N); the N jobs are started"
-                " separately and share one output folder. Without I/N, or with slurm, both are"
-                " taken from SLURM's array variables."
+
+
+def _groups(workers: str, hidden: Collection[str]) -> tuple[Callable[..., Any], ...]:
+    """The groups of cluster options; see `cluster_options`."""
+
+    def make(name: str, *names: str, **attributes: Any) -> Callable[..., Any]:
+        return option(name, *names, **{"hidden": name in hidden, **attributes})
+
+    return (
+        cloup.option_group(
+            "Local processes",
+            device_option,
+            make(
+                workers,
+                type=click.IntRange(min=0),
+                show_default="one for each GPU if there are several, otherwise 0",
+                help="Number of worker processes on this machine; 0 works in this process.",
+            ),
+            make(
+                "--threads",
+                type=POSITIVE_INT,
+                hidden=True,
+                show_default="the cores, shared among the workers",
+                help="Number of torch threads of each process on a CPU.",
             ),
         ),
-        option("--slurm", is_flag=True, help="Start the workers as SLURM jobs."),
-        option("--dry-run", is_flag=True, help="With --slurm: print the job script and stop."),
-        option(
-            "--jobs",
-            type=POSITIVE_INT,
-            default=1,
-            show_default=True,
-            help="Number of jobs at a time.",
-        ),
-        option(
-            "--queue",
-            metavar="NAME",
-            show_default="the site's",
-            help="Partition of the jobs.",
-        ),
-        option("--gres", metavar="TEXT", help="Generic resources of a job, such as gpu:1."),
-        option(
-            "--walltime",
-            type=OptionalType(click.STRING),
-            metavar="TIME|none",
-            default="04:00:00",
-            show_default=True,
-            help="Time limit of each job; none takes the site's default.",
-        ),
-        option(
-            "--cores",
-            type=OptionalType(POSITIVE_INT),
-            metavar="N|none",
-            default=4,
-            show_default=True,
-            help="Number of cores per job; none takes the site's default.",
-        ),
-        option(
-            "--memory",
-            type=OptionalType(click.STRING),
-            metavar="SIZE|none",
-            default="16GB",
-            show_default=True,
-            help="Memory per job, 0 for all of a node; none leaves it to SLURM.",
-        ),
-        option("--account", metavar="NAME", hidden=True, help="Account to charge."),
-        option(
-            "--prologue",
-            multiple=True,
-            metavar="LINE",
-            hidden=True,
-            help="Shell line to run before the worker starts. Can be given several times.",
-        ),
-        option(
-            "--directive",
-            "directives",
-            multiple=True,
-            metavar="TEXT",
-            hidden=True,
-            help=(
-                "Another #SBATCH line, such as --constraint=a100. One that sets cores, memory "
-                "or time, such as --mem-per-gpu=40G, replaces that option."
+        cloup.option_group(
+            "Dask cluster",
+            make(
+                "--scheduler",
+                metavar="ADDRESS|FILE",
+                help="Use the workers of a running Dask cluster: host:port or scheduler file.",
+            ),
+            make(
+                "--interface",
+                metavar="NAME",
+                hidden=True,
+                show_default="chosen by Dask",
+                help="With --slurm: network interface of the workers, such as ib0.",
             ),
         ),
-        option(
-            "--log-folder",
-            type=PathType(),
-            hidden=True,
-            show_default="logs in the output folder",
-            help="Folder for the jobs' logs.",
+        cloup.option_group(
+            "SLURM and job arrays",
+            make(
+                "--array",
+                metavar="[I/N]",
+                is_flag=False,
+                flag_value=SLURM_ARRAY,
+                help=(
+                    "Make only the shards of job I of N (0/N to N-1/N); the N jobs are started"
+                    " separately and share one output folder. Without I/N, or with slurm, both are"
+                    " taken from SLURM's array variables."
+                ),
+            ),
+            make("--slurm", is_flag=True, help="Start the workers as SLURM jobs."),
+            make("--dry-run", is_flag=True, help="With --slurm: print the job script and stop."),
+            make(
+                "--jobs",
+                type=POSITIVE_INT,
+                default=1,
+                show_default=True,
+                help="Number of jobs at a time.",
+            ),
+            make(
+                "--queue",
+                metavar="NAME",
+                show_default="the site's",
+                help="Partition of the jobs.",
+            ),
+            make("--gres", metavar="TEXT", help="Generic resources of a job, such as gpu:1."),
+            make(
+                "--walltime",
+                type=OptionalType(click.STRING),
+                metavar="TIME|none",
+                default="04:00:00",
+                show_default=True,
+                help="Time limit of each job; none takes the site's default.",
+            ),
+            make(
+                "--cores",
+                type=OptionalType(POSITIVE_INT),
+                metavar="N|none",
+                default=4,
+                show_default=True,
+                help="Number of cores per job; none takes the site's default.",
+            ),
+            make(
+                "--memory",
+                type=OptionalType(click.STRING),
+                metavar="SIZE|none",
+                default="16GB",
+                show_default=True,
+                help="Memory per job, 0 for all of a node; none leaves it to SLURM.",
+            ),
+            make("--account", metavar="NAME", hidden=True, help="Account to charge."),
+            make(
+                "--prologue",
+                multiple=True,
+                metavar="LINE",
+                hidden=True,
+                help="Shell line to run before the worker starts. Can be given several times.",
+            ),
+            make(
+                "--directive",
+                "directives",
+                multiple=True,
+                metavar="TEXT",
+                hidden=True,
+                help=(
+                    "Another #SBATCH line, such as --constraint=a100. One that sets cores, memory "
+                    "or time, such as --mem-per-gpu=40G, replaces that option."
+                ),
+            ),
+            make(
+                "--log-folder",
+                type=PathType(),
+                hidden=True,
+                show_default="logs in the output folder",
+                help="Folder for the jobs' logs.",
+            ),
         ),
-    ),
-)
+    )
 
 
-def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the cluster options, which reach the command as `mode`, `share` and `dry_run`."""
+def cluster_options(
+    workers: str = "--workers", hidden: Collection[str] = ()
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Adds the cluster options, which reach the command as `mode`, `share` and `dry_run`.
 
-    @wraps(command)
-    def with_mode(
-        *args: Any,
-        workers: int | None,
-        scheduler: str | None,
-        slurm: bool,
-        dry_run: bool,
-        array: str | None,
-        **options: Any,
-    ) -> Any:
-        from pipeline.cluster.modes import (
-            ArrayShare,
-            InProcess,
-            LocalWorkers,
-            RunningCluster,
-            SlurmJobs,
-        )
+    Args:
+        workers: the option with the number of local worker processes.
+        hidden: further options that `--help` does not list.
+    """
+    workers_name = workers.lstrip("-")
 
-        _check_exclusive(workers=workers, scheduler=scheduler, slurm=slurm or None)
-        _check_exclusive(array=array, scheduler=scheduler, slurm=slurm or None)
-        jobs = {field.name: options.pop(field.name) for field in fields(SlurmJobs)}
-        if not slurm:
-            _require_slurm([*jobs, "dry_run"])
-        mode: ExecutionMode | None = None
-        if slurm:
-            mode = SlurmJobs(**jobs)
-        elif scheduler is not None:
-            mode = RunningCluster(scheduler)
-        elif workers is not None:
-            mode = LocalWorkers(workers) if workers else InProcess()
-        share = None
-        if array is not None:
-            share = ArrayShare.from_slurm() if array == SLURM_ARRAY else ArrayShare.parse(array)
-        return command(*args, mode=mode, share=share, dry_run=dry_run, **options)
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(command)
+        def with_mode(
+            *args: Any,
+            scheduler: str | None,
+            slurm: bool,
+            dry_run: bool,
+            array: str | None,
+            **options: Any,
+        ) -> Any:
+            from pipeline.cluster.modes import (
+                ArrayShare,
+                InProcess,
+                LocalWorkers,
+                RunningCluster,
+                SlurmJobs,
+            )
 
-    for group in reversed(CLUSTER_GROUPS):
-        with_mode = group(with_mode)
-    return with_mode
+            workers = options.pop(workers_name)
+            cluster = {"scheduler": scheduler, "slurm": slurm or None}
+            _check_exclusive({workers_name: workers, **cluster})
+            _check_exclusive({"array": array, **cluster})
+            jobs = {field.name: options.pop(field.name) for field in fields(SlurmJobs)}
+            if not slurm:
+                _require_slurm([*jobs, "dry_run"])
+            mode: ExecutionMode | None = None
+            if slurm:
+                mode = SlurmJobs(**jobs)
+            elif scheduler is not None:
+                mode = RunningCluster(scheduler)
+            elif workers is not None:
+                mode = LocalWorkers(workers) if workers else InProcess()
+            share = None
+            if array is not None:
+                share = ArrayShare.from_slurm() if array == SLURM_ARRAY else ArrayShare.parse(array)
+            return command(*args, mode=mode, share=share, dry_run=dry_run, **options)
+
+        for group in reversed(_groups(workers, hidden)):
+            with_mode = group(with_mode)
+        return with_mode
+
+    return decorate
 
 
-def _check_exclusive(**options: object) -> None:
+def _check_exclusive(options: Mapping[str, object]) -> None:
     given = [f"--{name}" for name, value in options.items() if value is not None]
     if len(given) > 1:
         raise InputError(f"{given[0]}: expected alone, found {' and '.join(given[1:])} too")

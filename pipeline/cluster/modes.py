@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+import torch
+
 from pipeline.utils.devices import num_usable_cores
 from pipeline.utils.errors import InputError
 from pipeline.utils.logging import get_logger
@@ -141,6 +143,14 @@ class WorkerSettings:
 
 
 ExecutionMode = InProcess | LocalWorkers | RunningCluster | SlurmJobs
+
+
+def resolve_mode(mode: ExecutionMode | None, device: str) -> ExecutionMode:
+    """The configured mode, or by default one process per GPU where there are several."""
+    if mode is not None:
+        return mode
+    gpus = torch.cuda.device_count() if device == "auto" else 0
+    return LocalWorkers(gpus) if gpus > 1 else InProcess()
 
 
 def is_remote(mode: ExecutionMode) -> bool:

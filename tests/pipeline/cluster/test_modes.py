@@ -7,11 +7,15 @@ from pipeline.cluster.modes import (
     LocalWorkers,
     RunningCluster,
     SlurmJobs,
+    WorkerSettings,
     requests_gpu,
+    resolve_mode,
+    run_tasks,
     slurm_memory,
     threads_per_worker,
 )
 from pipeline.utils.errors import InputError
+from pipeline.utils.progress import Progress
 
 
 @pytest.mark.parametrize("text", ["", "4h", "1:2:3:4", "-5", "1-", "1-2-3", "x"])
@@ -99,3 +103,36 @@ def test_array_share_from_slurm(variables, expected):
     else:
         with pytest.raises(InputError, match=expected):
             ArrayShare.from_slurm(environment)
+
+
+@pytest.mark.parametrize("mode", [InProcess(), LocalWorkers(2)])
+def test_no_tasks(mode, tmp_path):
+    with Progress(0, "no tasks") as progress:
+        assert run_tasks([], print, mode, WorkerSettings(tmp_path, "job"), progress) == []
+
+
+def test_tasks_in_this_process(tmp_path, capsys):
+    def make(task, on_progress):
+        on_progress(len(task) - 1)
+        on_progress(1)
+        return task.upper()
+
+    with Progress(5, "tasks", "images") as progress:
+        settings = WorkerSettings(tmp_path, "job")
+        assert run_tasks(["ab", "cde"], make, InProcess(), settings, progress) == ["AB", "CDE"]
+    assert "5/5 [" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("mode", "device", "gpus", "expected"),
+    [
+        (None, "auto", 0, InProcess()),
+        (None, "auto", 1, InProcess()),
+        (None, "auto", 4, LocalWorkers(4)),
+        (None, "cuda:1", 4, InProcess()),
+        (InProcess(), "auto", 4, InProcess()),
+    ],
+)
+def test_the_default_is_one_process_per_gpu(monkeypatch, mode, device, gpus, expected):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    assert resolve_mode(mode, device) == expected

@@ -4,19 +4,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.cluster.modes import InProcess, LocalWorkers, run_tasks
+from pipeline.cluster.modes import LocalWorkers
 from pipeline.utils.errors import InputError
 from pipeline.utils.logging import log_to_stderr
-from pipeline.utils.progress import Progress
 from teacher_cache.build import build_cache
 from teacher_cache.reader.cache import open_cache
 from teacher_cache.reader.format import MANIFEST, SHARDS
-
-
-@pytest.mark.parametrize("mode", [InProcess(), LocalWorkers(2)])
-def test_no_tasks(mode):
-    with Progress(0, "no tasks") as progress:
-        assert run_tasks([], mode, progress) == []
 
 
 @pytest.mark.slow
