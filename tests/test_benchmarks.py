@@ -1,6 +1,7 @@
 """The benchmarks, with the smallest sizes."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -53,6 +54,25 @@ def test_reading_a_cache(run):
     assert result["seconds_to_open"] > 0
     for times in result["microseconds_by_workers"].values():
         assert 0 < times["p50"] <= times["p99"]
+
+
+def test_videos(run, monkeypatch, tmp_path):
+    pytest.importorskip("trackers", reason="the extra video is not installed")
+    from benchmarks import video
+
+    def copy(folder, clip, out, options):
+        out.mkdir(exist_ok=True)
+        shutil.copy(clip, out)
+        return {"options": options}
+
+    monkeypatch.setattr(video, "measure", copy)
+    Image.new("RGB", (90, 70), "green").save(tmp_path / "a.png")
+    words = f"RUN {tmp_path / 'a.png'} --seconds 0.2 0.4 --options=--every=5"
+    result = run(video, f"{words} --figure {tmp_path / 'a.jpg'}")
+    clips = result["seconds_of_clips"]
+    assert clips == {"0.2": {"options": ["--every=5"]}, "0.4": {"options": ["--every=5"]}}
+    with Image.open(tmp_path / "a.jpg") as figure:
+        assert figure.size == (3 * 72 + 2 * video.GAP, 56)
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ import av
 from av.container import InputContainer, OutputContainer
 from av.sidedata.sidedata import SideData
 from av.stream import Disposition, Stream
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 from PIL import Image
 
@@ -101,14 +102,16 @@ class VideoReader:
             duration = (self._container.duration or 0) / av.time_base
             self.num_frames = self._stream.frames or round(duration * self.rate)
             self._duration, self._read_until = duration, 0.0
-            self._problem, self._last_ticks = "", -1
-            self._index = 0
+            self._problem, self._last_ticks, self._index = "", -1, 0
+            # Frames' own methods prepare the conversion anew for every frame, which takes longer
+            # than the conversion of small ones.
+            self._reformatter = VideoReformatter()
             pictures = self._decode()
             first = next(pictures, None)
             if first is None:
                 found = self._problem or "none"
                 raise bad_field(path, "video", "at least one frame that can be decoded", found)
-            image = _to_upright(first)
+            image = self._to_upright(first)
             self.size = image.size
             aspect = self._stream.sample_aspect_ratio or Fraction(1)
             turned = image.size != (first.width, first.height)
@@ -148,13 +151,26 @@ class VideoReader:
             ticks = round((picture.pts * picture.time_base - self.start) / self.time_base)
         # Encoders refuse times that do not increase, which damaged files have.
         ticks = max(ticks, self._last_ticks + 1)
-        image = _to_upright(picture)
+        image = self._to_upright(picture)
         # Streams may change their resolution.
         if image.size != self.size:
             image = image.resize(self.size)
         frame = Frame(self._index, ticks, float(ticks * self.time_base), image)
         self._last_ticks, self._index = ticks, self._index + 1
         return frame
+
+    def _to_upright(self, picture: av.VideoFrame) -> Image.Image:
+        """RGB, turned and mirrored as the display matrix of phone videos says."""
+        image = self._reformatter.reformat(picture, format="rgb24").to_image()
+        data = picture.side_data.get("DISPLAYMATRIX")
+        if data is None:
+            return image
+        a, b, _, c, d, *_ = struct.unpack("9i", cast(SideData, data))
+        largest = max(map(abs, (a, b, c, d))) or 1
+        # Angles between the multiples of 90 degrees are rounded.
+        signs = tuple(round(value / largest) for value in (a, b, c, d))
+        turn = EXIF_TRANSPOSES.get(ORIENTATIONS.get(signs, 1))
+        return image if turn is None else image.transpose(turn)
 
     def _decode(self) -> Iterator[av.VideoFrame]:
         """Frames in the order of presentation, as many as can be decoded."""
@@ -228,20 +244,6 @@ def _find_video(container: InputContainer, path: Path) -> VideoStream:
     return stream
 
 
-def _to_upright(picture: av.VideoFrame) -> Image.Image:
-    """RGB, turned and mirrored as the display matrix of phone videos says."""
-    image = picture.to_image()
-    data = picture.side_data.get("DISPLAYMATRIX")
-    if data is None:
-        return image
-    a, b, _, c, d, *_ = struct.unpack("9i", cast(SideData, data))
-    largest = max(map(abs, (a, b, c, d))) or 1
-    # Angles between the multiples of 90 degrees are rounded.
-    signs = tuple(round(value / largest) for value in (a, b, c, d))
-    turn = EXIF_TRANSPOSES.get(ORIENTATIONS.get(signs, 1))
-    return image if turn is None else image.transpose(turn)
-
-
 class VideoWriter:
     """Writes images to an MP4 file, with the times and the sound of the video they come from.
 
@@ -256,7 +258,7 @@ class VideoWriter:
 
     def __init__(self, path: Path, reader: VideoReader, size: tuple[int, int]) -> None:
         self._path, self._reader = path, reader
-        self._sound = _Sound(reader)
+        self._sound, self._reformatter = _Sound(reader), VideoReformatter()
         self._container, self._video = self._start(size)
 
     def _start(self, size: tuple[int, int]) -> tuple[OutputContainer, VideoStream]:
@@ -291,8 +293,11 @@ class VideoWriter:
 
     def write(self, image: Image.Image, frame: Frame) -> None:
         """Writes an image with the time of a frame of the source, and the sound until then."""
-        picture = av.VideoFrame.from_image(image).reformat(
-            format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG"
+        picture = self._reformatter.reformat(
+            av.VideoFrame.from_image(image),
+            format="yuv420p",
+            dst_colorspace=Colorspace.ITU709,
+            dst_color_range=ColorRange.MPEG,
         )
         picture.pts, picture.time_base = frame.ticks, self._reader.time_base
         with _convert_errors(self._path):

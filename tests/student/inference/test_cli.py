@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 import subprocess
 import sys
 
@@ -73,6 +75,10 @@ def test_an_unreadable_file_exits_with_2_at_the_end(run, toy_checkpoint, write_i
         (["RUN", "--data", "toy", "--out", "o", "--limit", "0"], "--limit"),
         (["RUN", "--export", "tflite", "x"], "'tflite' is not one of"),
         (["RUN", "a.jpg", "--out", "o", "--threshold", "2"], "--threshold"),
+        (["RUN", "a.mp4", "--out", "o", "--every", "0"], "--every"),
+        (["RUN", "a.mp4", "--out", "o", "--smooth", "2"], "--smooth"),
+        (["RUN", "a.mp4", "--out", "o", "--smooth", "1"], "--smooth"),
+        (["RUN", "a.mp4", "--json", "x"], "a.mp4: videos need --out"),
         (["gone", "a.jpg", "--out", "o"], "gone: no such file"),
         (["RUN", "a.jpg", "--out", "o", "--device", "abacus"], "--device: expected auto, cpu"),
         (["RUN", "a.jpg", "--out", "o", "--split", "zz"], "zz: no such split of toy"),
@@ -91,6 +97,69 @@ def test_wrong_usage_exits_with_2_and_writes_nothing(
     assert code == 2 and out == ""
     assert err.splitlines()[-1].startswith("eoid-predict: ") and message in err.splitlines()[-1]
     assert not any(tmp_path.iterdir())
+
+
+def test_a_video_with_a_broken_tail(run, toy_checkpoint, write_clip, read_clip, tmp_path):
+    clip, out = write_clip("clip.mkv", 30, sound="aac"), tmp_path / "out"
+    clip.write_bytes(clip.read_bytes()[:-1000])
+    arguments = ["--threshold", 0, "--top", 2, "--smooth", 0.5, "--every", 2, "--device", "cpu"]
+    code, printed, err = run(toy_checkpoint, clip, "--out", out, *arguments, "--quiet")
+    assert code == 0, err
+    (line,) = err.splitlines()
+    assert line.startswith(f"warning: {clip}: ")
+    num_frames = len(read_clip(out / "clip.mp4")[1])
+    assert 10 < num_frames < 30 and f"{num_frames} frames" in line
+    assert printed.startswith(f"{clip}: {num_frames} frames, ")
+    header, *lines = map(json.loads, (out / "clip.jsonl").read_text().splitlines())
+    assert (header["every"], header["smooth"], header["top"]) == (2, 0.5, 2)
+    assert [one["frame"] for one in lines] == list(range(0, num_frames, 2))
+
+
+def test_no_video_is_one_line(run, toy_checkpoint, write_clip, tmp_path):
+    write_clip("whole.mp4", 2)
+    for content in (b"", b"text", (tmp_path / "whole.mp4").read_bytes()[:700]):
+        (tmp_path / "clip.mp4").write_bytes(content)
+        code, out, err = run(toy_checkpoint, tmp_path / "clip.mp4", "--out", tmp_path / "out")
+        assert (code, out, len(err.splitlines())) == (2, "", 1)
+        assert err.startswith(f"eoid-predict: {tmp_path / 'clip.mp4'}: expected a video")
+
+
+INTERRUPTED_CLIP = """
+import os, signal, sys
+from student.inference import cli
+from student.inference.video import VideoWriter
+write, written = VideoWriter.write, []
+def write_five(*arguments):
+    write(*arguments)
+    written.append(arguments)
+    if len(written) == 5:
+        os.kill(0, int(os.environ["SIGNAL"]))
+VideoWriter.write = write_five
+cli.main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_an_interrupted_video_is_playable(
+    run, toy_checkpoint, write_clip, read_clip, tmp_path, number, expected
+):
+    clip, out = write_clip("clip.mp4", 20, sound="aac"), tmp_path / "out"
+    arguments = [toy_checkpoint, clip, "--out", out, "--threshold", 0, "--device", "cpu"]
+    # Sent to the process group, as by Ctrl-C.
+    first = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_CLIP, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "SIGNAL": str(int(number))},
+    )
+    assert first.returncode == expected and "Traceback" not in first.stderr, first.stderr
+    assert len(read_clip(out / "clip.mp4")[1]) == 5
+    assert not (out / "clip.jsonl").exists() and not list(out.glob(".*"))
+    code, _, err = run(*arguments)
+    assert code == 0, err
+    assert len(read_clip(out / "clip.mp4")[1]) == 20 and (out / "clip.jsonl").exists()
 
 
 INTERRUPTED = """
