@@ -101,7 +101,8 @@ def test_wrong_usage_exits_with_2_and_writes_nothing(
 
 def test_a_video_with_a_broken_tail(run, toy_checkpoint, write_clip, read_clip, tmp_path):
     clip, out = write_clip("clip.mkv", 30, sound="aac"), tmp_path / "out"
-    clip.write_bytes(clip.read_bytes()[:-1000])
+    content = clip.read_bytes()
+    clip.write_bytes(content[: len(content) * 2 // 3])
     arguments = ["--threshold", 0, "--top", 2, "--smooth", 0.5, "--every", 2, "--device", "cpu"]
     code, printed, err = run(toy_checkpoint, clip, "--out", out, *arguments, "--quiet")
     assert code == 0, err

@@ -387,4 +387,4 @@ def test_memory_does_not_grow_with_the_length(toy_checkpoint, write_clip):
     assert done.returncode == 0, done.stderr
     short, long = json.loads(done.stdout.splitlines()[-1])
     print(f"peak of memory: {short} and {long} KiB for 500 and 5000 frames")
-    assert long - short < 20_000
+    assert long - short < 10_000
