@@ -19,6 +19,7 @@ from benchmarks import (
     overfit,
     pair_recall,
     photograph_cost,
+    predict,
     student_step,
 )
 from benchmarks.program import run_main
@@ -90,6 +91,15 @@ def test_a_training_step(run):
     assert result["cache"]["ratio"] > 0 and result["teacher"]["ratio"] > 0
     regions = result["teacher"]["regions"]
     assert regions["every_layer"] > regions["each_pair_once"]
+
+
+@pytest.mark.slow
+def test_prediction(run):
+    sizes = "--images 5 --side 64 --batch-size 2 --images-per-shard 3 --turns 1 --workers 1"
+    result = run(predict, f"--backbone resnet18 --device cpu {sizes}")
+    # Of the shards' three and two images, some are upright.
+    assert result["images"] == 5 and result["batches"] == 4
+    assert result["ratio_to_read_and_model"] > 0 and result["ratio_to_model"] > 0
 
 
 @pytest.mark.slow

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import chain, groupby, islice
+from itertools import groupby, islice
 from typing import TypeVar, cast
 
 import torch
@@ -104,23 +104,6 @@ class BatchPredictor:
     ) -> Iterator[Prediction | UnreadableImage]:
         """Predicts images of any size.
 
-        Args:
-            sources, batch_size, threads: see `stream_batches`.
-
-        Yields:
-            A prediction or an error for every image, in the order of the batches.
-        """
-        yield from chain.from_iterable(self.stream_batches(sources, batch_size, threads))
-
-    def stream_batches(
-        self,
-        sources: Sequence[ImageInput],
-        batch_size: int = BATCH_SIZE,
-        threads: int = 0,
-        done: Collection[int] = (),
-    ) -> Iterator[list[Prediction | UnreadableImage]]:
-        """Predicts images of any size, batch by batch.
-
         Images are read by threads instead of processes: decoding and resizing release the GIL, and
         results need not be copied between processes.
 
@@ -128,11 +111,9 @@ class BatchPredictor:
             sources: images, see `student.inference.images.to_rgb_image`.
             batch_size: maximum number of images per batch.
             threads: number of threads that read images ahead; 0 reads in the calling thread.
-            done: indices of images that are left out. If these are the first batches of another
-                call, the other batches are composed as in that call.
 
         Yields:
-            The predictions and errors of a batch.
+            A prediction or an error for every image, in the order of the batches.
         """
         resize = build_evaluation_resize(self.train.augmentation)
 
@@ -145,13 +126,13 @@ class BatchPredictor:
                 return UnreadableImage(index, str(error))
             return _PreparedImage(index, name, image.size, pixels)
 
-        remaining = (index for index in _sort_by_shape(sources, threads) if index not in done)
-        entries = prefetch_map(read, remaining, threads, batch_size)
+        entries = prefetch_map(read, _sort_by_shape(sources, threads), threads, batch_size)
         for _, run in groupby(entries, _batch_key):
             while batch := list(islice(run, batch_size)):
                 images = [entry for entry in batch if isinstance(entry, _PreparedImage)]
                 errors = [entry for entry in batch if isinstance(entry, UnreadableImage)]
-                yield [*self._predict_batch(images), *errors]
+                yield from self._predict_batch(images)
+                yield from errors
 
     def predict(
         self,

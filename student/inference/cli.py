@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import cloup
 
 from evaluation.scoring_options import build_nms_config, nms_options
+from pipeline.cluster.batch_scripts import BatchScript, write_batch_scripts
+from pipeline.cluster.cli_options import cluster_options
 from pipeline.utils.cli import (
     HELP_SETTINGS,
     decoding_workers_option,
-    device_option,
     limit_option,
     run_command,
 )
 from pipeline.utils.cli_options import FloatRange, PathType, config_option, option
+from pipeline.utils.errors import InputError
+
+if TYPE_CHECKING:
+    from pipeline.cluster.modes import ArrayShare, ExecutionMode
 
 PATH = PathType()
 COUNT = click.IntRange(min=1)
@@ -29,6 +34,38 @@ THRESHOLD, TOP = 0.3, 10
 # Weight of the previous score in smoothed scores of videos.
 SMOOTH = 0.7
 PART_THRESHOLD, PART_TOP = 0.0, 100
+# As in predict_shards.py, which loads PyTorch.
+IMAGES_PER_SHARD = 256
+# Options of processes and jobs that `--help` leaves to the documentation.
+RARE_OPTIONS = (
+    "--scheduler",
+    "--dry-run",
+    "--queue",
+    "--gres",
+    "--walltime",
+    "--cores",
+    "--memory",
+)
+BATCH_SCRIPT = BatchScript(
+    "predict_array.sbatch",
+    """\
+Predicts with the jobs of a SLURM array, which share one output folder and need no Dask scheduler.
+The arguments are those of `eoid-predict`:
+
+  sbatch --array=0-7 --gres=gpu:1 predict_array.sbatch runs/ua photos --out predicted --shards
+
+The last job completes the results. If a job was lost, submit the same command again, or a single
+job (--array=3), which makes all shards that are missing.""",
+    "eoid-predict",
+    is_array=True,
+)
+
+
+def _write_batch_script(context: click.Context, _: click.Parameter, folder: Path | None) -> None:
+    if folder is not None and not context.resilient_parsing:
+        for path in write_batch_scripts([BATCH_SCRIPT], folder):
+            click.echo(path)
+        context.exit()
 
 
 @cloup.command(context_settings=HELP_SETTINGS)
@@ -126,6 +163,30 @@ PART_THRESHOLD, PART_TOP = 0.0, 100
     option("--overwrite", is_flag=True, help="Replace existing results."),
 )
 @cloup.option_group(
+    "Many images",
+    option(
+        "--shards",
+        is_flag=True,
+        help="Write JSON lines in shards instead of a drawn image and a file per image.",
+    ),
+    option(
+        "--images-per-shard",
+        type=COUNT,
+        default=IMAGES_PER_SHARD,
+        show_default=True,
+        help="Number of images per shard, of --shards and --data.",
+    ),
+    option(
+        "--batch-scripts",
+        type=PATH,
+        metavar="DIR",
+        is_eager=True,
+        expose_value=False,
+        callback=_write_batch_script,
+        help="Write a script for the jobs of a SLURM array into DIR and stop.",
+    ),
+)
+@cloup.option_group(
     "Page",
     option(
         "--serve",
@@ -147,9 +208,9 @@ PART_THRESHOLD, PART_TOP = 0.0, 100
         ),
     ),
 )
+@cluster_options("--processes", hidden=RARE_OPTIONS)
 @cloup.option_group(
-    "Runtime",
-    device_option,
+    "Batches",
     decoding_workers_option,
     option(
         "--batch-size", type=COUNT, default=8, show_default=True, help="Number of images per batch."
@@ -180,6 +241,12 @@ def predict(
     overwrite: bool,
     every: int,
     smooth: float,
+    shards: bool,
+    images_per_shard: int,
+    mode: ExecutionMode | None,
+    share: ArrayShare | None,
+    dry_run: bool,
+    threads: int | None,
     device: str,
     **options: Any,
 ) -> None:
@@ -189,6 +256,9 @@ def predict(
     "photos/**/*.jpg". For each image, --out receives a drawn image and a JSON file, and for each
     video a drawn video and a file with one JSON line per frame. With --data it receives
     predictions.json, which eoid-eval scores. --serve shows a page in the browser instead.
+
+    Many images are predicted with --shards or --data, by several processes or jobs if you like.
+    Stopped at any moment, the same command makes the missing shards.
     """
     if (len(images) > 0) + (data is not None) + (export is not None) + serve != 1:
         raise click.UsageError("Expected either IMAGEs, or --data, or --export, or --serve.")
@@ -204,6 +274,13 @@ def predict(
         raise click.UsageError("--host, --port and --cache need --serve.")
     if cache is not None and prompts is not None:
         raise click.UsageError("Expected either --prompts or --cache.")
+    if shards and (not images or out is None or json_file is not None):
+        raise click.UsageError("--shards needs IMAGEs and --out, and takes no --json.")
+    is_sharded = shards or data is not None
+    if not is_sharded and (mode is not None or share is not None):
+        raise click.UsageError("--processes, --array and the like need --shards or --data.")
+    if share is not None and overwrite:
+        raise InputError("--overwrite: expected none with --array; remove the results first")
     nms = build_nms_config(**options)
     from student.inference.detector import Detector
     from student.inference.postprocess import SelectionConfig
@@ -214,20 +291,47 @@ def predict(
         detector = Detector.open(model, "cpu", vocabulary, split, num_heads, prompts)
         export_detector(detector, *export, overwrite)
         click.echo(f"detector in {export[1]}")
-    elif data is not None and out is not None:
+    elif is_sharded and out is not None:
+        from pipeline.cluster.modes import InProcess, SlurmJobs, resolve_mode
         from pipeline.datasets.dataset import open_dataset
+        from pipeline.utils.signals import exit_on_sigterm
+        from student.inference.detector import DetectorSource
         from student.inference.predict_dataset import predict_dataset
+        from student.inference.predict_shards import JOB_NAME, ShardConfig, predict_shards
 
-        dataset = open_dataset(data)
-        names = vocabulary or dataset.vocabulary
-        detector = Detector.open(model, device, names, split, num_heads, prompts)
-        selection = SelectionConfig(
-            PART_THRESHOLD if threshold is None else threshold, top or PART_TOP, nms
+        if isinstance(mode, SlurmJobs):
+            from pipeline.cluster.slurm import check_slurm, job_script
+
+            if dry_run:
+                click.echo(job_script(mode, out, JOB_NAME), nl=False)
+                return
+            check_slurm()
+        mode = resolve_mode(mode, device)
+        source = DetectorSource(model, device, vocabulary, split, num_heads, prompts, data)
+        # Without an own device, if other processes need the GPU's memory.
+        detector = source.open(None if isinstance(mode, InProcess) else "cpu")
+        default_threshold, default_top = (THRESHOLD, TOP) if shards else (PART_THRESHOLD, PART_TOP)
+        config = ShardConfig(
+            SelectionConfig(
+                default_threshold if threshold is None else threshold, top or default_top, nms
+            ),
+            source,
+            batch_size,
+            workers,
+            images_per_shard,
+            mode,
+            share,
+            threads,
         )
-        file = predict_dataset(
-            detector, dataset, part, out, selection, batch_size, workers, overwrite, limit
-        )
-        click.echo(f"predictions in {file}")
+        with exit_on_sigterm():
+            if data is None:
+                predict_shards(detector, images, out, config, overwrite)
+            else:
+                file = predict_dataset(
+                    detector, open_dataset(data), part, out, config, overwrite, limit
+                )
+                if file is not None:
+                    click.echo(f"predictions in {file}")
     elif serve:
         from student.inference.page import PageConfig
         from student.inference.serve import ActionEncoder, listen

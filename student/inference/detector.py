@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
+from pipeline.datasets.dataset import open_dataset
 from pipeline.splits import Split, load_split
 from pipeline.utils.devices import resolve_device
 from pipeline.utils.errors import InputError
 from pipeline.vocabulary import Vocabulary, load_vocabulary
-from student.inference.batch_predictor import BatchPredictor, UnreadableImage
+from student.inference.batch_predictor import BatchPredictor, Prediction, UnreadableImage
 from student.inference.images import ImageInput
 from student.inference.postprocess import SelectionConfig
 from student.inference.results import HOIResult, build_result
@@ -18,6 +21,53 @@ from student.weights.checkpoint_file import checkpoint_path
 from student.weights.load import load_student
 
 BATCH_SIZE = 8
+
+
+@dataclass(frozen=True)
+class DetectorSource:
+    """What `Detector.open` opens a detector from, for processes that open the same one.
+
+    Attributes:
+        path, device, vocabulary, split, num_heads, prompts: see `Detector.open`.
+        dataset: a dataset folder, whose vocabulary is taken if `vocabulary` is None.
+    """
+
+    path: Path
+    device: str = "auto"
+    vocabulary: str | None = None
+    split: str | None = None
+    num_heads: int | None = None
+    prompts: Path | None = None
+    dataset: Path | None = None
+
+    def open(self, device: str | None = None) -> Detector:
+        """Opens the detector, on `device` if it is given.
+
+        Raises:
+            InputError: see `Detector.open`.
+        """
+        names: str | Vocabulary | None = self.vocabulary
+        if names is None and self.dataset is not None:
+            names = open_dataset(self.dataset).vocabulary
+        return Detector.open(
+            self.path, device or self.device, names, self.split, self.num_heads, self.prompts
+        )
+
+    def absolute(self) -> DetectorSource:
+        """The same source with absolute paths, for processes with other working folders."""
+        return replace(
+            self,
+            path=self.path.absolute() if self.path.exists() else self.path,
+            vocabulary=_absolute_file(self.vocabulary),
+            split=_absolute_file(self.split),
+            prompts=self.prompts and self.prompts.absolute(),
+            dataset=self.dataset and self.dataset.absolute(),
+        )
+
+
+def _absolute_file(name: str | None) -> str | None:
+    """The absolute path of an existing file; other names unchanged, also those of folders."""
+    return os.path.abspath(name) if name is not None and os.path.isfile(name) else name
 
 
 class Detector:
@@ -152,10 +202,11 @@ class Detector:
             if isinstance(prediction, UnreadableImage):
                 yield index, prediction
             else:
-                kept = selection.select(prediction.detections)
-                yield (
-                    index,
-                    build_result(
-                        kept, prediction.size, self.vocabulary, self.unseen, images[index]
-                    ),
-                )
+                yield index, self.result(prediction, selection, images[index])
+
+    def result(
+        self, prediction: Prediction, selection: SelectionConfig, image: ImageInput
+    ) -> HOIResult:
+        """The result of an image that the predictor has predicted."""
+        kept = selection.select(prediction.detections)
+        return build_result(kept, prediction.size, self.vocabulary, self.unseen, image)

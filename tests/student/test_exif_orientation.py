@@ -17,6 +17,7 @@ from student.engine.evaluate import evaluate_checkpoint
 from student.inference.detector import Detector
 from student.inference.postprocess import SelectionConfig
 from student.inference.predict_dataset import predict_dataset
+from student.inference.predict_shards import ShardConfig
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +30,8 @@ def evaluate(run, data, out, **options):
 
 
 def predict_part(run, data, out):
-    detector, selection = Detector.open(run, "cpu"), SelectionConfig(0.0, 100)
-    return predict_dataset(detector, open_dataset(data), "test", out, selection, workers=0)
+    config = ShardConfig(SelectionConfig(0.0, 100), workers=0)
+    return predict_dataset(Detector.open(run, "cpu"), open_dataset(data), "test", out, config)
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ from student.inference.detector import Detector
 from student.inference.postprocess import SelectionConfig, select_detections
 from student.inference.predict_dataset import predict_dataset
 from student.inference.predict_images import predict_images
+from student.inference.predict_shards import ShardConfig
 from student.models.detector import HOIDetector
 from student.utils.distributed import SINGLE_PROCESS, Execution
 from student.weights.checkpoint_file import Checkpoint, load_checkpoint, save_checkpoint
@@ -178,9 +179,8 @@ def test_images_parts_and_python(detector, mixed, expected, tmp_path, batch_size
         assert count(results) < count(expected)
     paths, file = image_paths(mixed), tmp_path / "images.json"
     selection = SelectionConfig(0.0, 100, nms)
-    predictions = predict_dataset(
-        detector, open_dataset(mixed), "test", tmp_path, selection, batch_size, workers=1
-    )
+    config = ShardConfig(selection, batch_size=batch_size, workers=1)
+    predictions = predict_dataset(detector, open_dataset(mixed), "test", tmp_path, config)
     assert_file_same(predictions, results, vocabulary)
     predict_images(detector, tuple(map(str, paths)), None, file, selection, batch_size, workers=1)
     found = detector(paths, threshold=0.0, top=100, batch_size=batch_size, nms=nms)

@@ -96,14 +96,9 @@ def test_images_of_one_size_share_batches(toy_detector, write_image, monkeypatch
 
     monkeypatch.setattr(model, "forward", counted)
     paths = [write_image(f"{row}.png", size, row) for row, size in enumerate(shapes)]
-    found = list(toy_detector.predictor.stream_batches(paths, 3))
+    found = list(toy_detector.predictor.stream(paths, 3))
     assert batches == expected
-    # Without the first batches, the others are the same.
-    for number in range(1, len(found) + 1):
-        batches.clear()
-        done = {one.index for batch in found[:number] for one in batch}
-        list(toy_detector.predictor.stream_batches(paths, 3, done=done))
-        assert batches == expected[number:]
+    assert sorted(one.index for one in found) == list(range(8))
 
 
 @pytest.mark.parametrize(("threads", "ahead"), [(0, 0), (1, 0), (3, 0), (2, 3)])

@@ -73,6 +73,21 @@ def test_an_unreadable_file_exits_with_2_at_the_end(run, toy_checkpoint, write_i
         (["RUN", "--data", "toy", "--out", "o", "--json", "x"], "takes no --json"),
         (["RUN", "a.jpg", "--out", "o", "--limit", "2"], "--limit needs --data"),
         (["RUN", "--data", "toy", "--out", "o", "--limit", "0"], "--limit"),
+        (["RUN", "--data", "toy", "--out", "o", "--shards"], "--shards needs IMAGEs"),
+        (["RUN", "a.jpg", "--json", "x", "--shards"], "--shards needs IMAGEs and --out"),
+        (["RUN", "a.jpg", "--out", "o", "--processes", "2"], "need --shards or --data"),
+        (["RUN", "a.jpg", "--out", "o", "--array", "0/2"], "need --shards or --data"),
+        (["RUN", "a.jpg", "--out", "o", "--shards", "--array", "2/2"], "--array: expected I/N"),
+        (
+            ["RUN", "a.jpg", "--out", "o", "--shards", "--array", "0/2", "--overwrite"],
+            "--overwrite: expected none with --array",
+        ),
+        (["RUN", "a.jpg", "--out", "o", "--shards", "--jobs", "2"], "together with --slurm"),
+        (["RUN", "x*.jpg", "--out", "o", "--shards"], "expected at least one image"),
+        (
+            ["RUN", "a.jpg", "--out", "o", "--shards", "--processes", "2", "--slurm"],
+            "--processes: expected alone, found --slurm too",
+        ),
         (["RUN", "--export", "tflite", "x"], "'tflite' is not one of"),
         (["RUN", "a.jpg", "--out", "o", "--threshold", "2"], "--threshold"),
         (["RUN", "a.mp4", "--out", "o", "--every", "0"], "--every"),
@@ -208,3 +223,29 @@ def test_pairwise_nms_is_recorded_in_the_settings(run, toy_checkpoint, write_ima
     assert settings["nms"] == {"human_power": 1.0, "object_power": 0.5, "threshold": 0.5}
     code, _, err = run(*arguments)
     assert code == 2 and "found others (nms)" in err
+
+
+def test_many_images_and_processes_on_the_command_line(run, toy_checkpoint, write_image, tmp_path):
+    """A file that cannot be read is listed, and the exit code is 0."""
+    write_image("in/a.png")
+    (tmp_path / "in/b.png").write_bytes(b"no image")
+    arguments = [toy_checkpoint, tmp_path / "in", "--shards", "--out", tmp_path / "out"]
+    arguments += ["--images-per-shard", 1, "--device", "cpu", "--quiet"]
+    code, out, err = run(*arguments, "--array", "0/2")
+    assert (code, out, err) == (0, "", "")
+    code, out, err = run(*arguments)
+    assert code == 0 and out == f"2 images in 2 shards; results in {tmp_path / 'out'}\n"
+    assert err.count("b.png") == 1 and "index.json: lists 1 image" in err
+    (tmp_path / "out/shards/00000.jsonl").unlink()
+    code, out, err = run(*arguments, "--dry-run", "--slurm", "--set", "gres=gpu:1")
+    assert code == 0 and "--job-name=eoid-predict" in out and "--gres=gpu:1" in out
+    assert not (tmp_path / "out/shards/00000.jsonl").exists()
+
+
+def test_the_script_of_job_arrays_is_written(run, tmp_path):
+    code, out, _ = run("--batch-scripts", tmp_path / "jobs")
+    script = tmp_path / "jobs/predict_array.sbatch"
+    assert (code, out) == (0, f"{script}\n")
+    assert 'eoid-predict "$@" --array &' in script.read_text()
+    code, _, err = run("--batch-scripts", tmp_path / "jobs")
+    assert code == 2 and "predict_array.sbatch: exists" in err

@@ -1,28 +1,41 @@
 import shutil
-from functools import partial
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from evaluation.predictions import read_predictions
+from pipeline.cluster.modes import ArrayShare
 from pipeline.datasets.dataset import open_dataset
 from pipeline.utils.errors import InputError
 from student.inference.batch_predictor import BatchPredictor
 from student.inference.detector import Detector
 from student.inference.postprocess import SelectionConfig
-from student.inference.predict_dataset import PARTIAL, predict_dataset
+from student.inference.predict_dataset import predict_dataset
+from student.inference.predict_shards import ShardConfig
 
 
 @pytest.fixture
 def predict(toy_detector, dataset_root, tmp_path):
-    """`predict(root=, part=, threshold=, top=, **options)` returns the read predictions."""
+    """`predict(root=, part=, threshold=, top=, overwrite=, limit=, **config)` returns the read
+    predictions, None if other jobs' are missing."""
 
-    def make(root=dataset_root, part="test", threshold=0.0, top=100, **options):
-        selection = SelectionConfig(threshold, top)
-        dataset = open_dataset(root)
-        run = partial(predict_dataset, toy_detector, dataset, part, tmp_path / "out", selection)
-        assert run(workers=0, **options) == tmp_path / "out/predictions.json"
-        return read_predictions(tmp_path / "out/predictions.json", toy_detector.vocabulary)
+    def make(
+        root=dataset_root,
+        part="test",
+        threshold=0.0,
+        top=100,
+        overwrite=False,
+        limit=None,
+        **options,
+    ):
+        config = ShardConfig(SelectionConfig(threshold, top), workers=0, **options)
+        out, dataset = tmp_path / "out", open_dataset(root)
+        file = predict_dataset(toy_detector, dataset, part, out, config, overwrite, limit)
+        if file is None:
+            return None
+        assert file == tmp_path / "out/predictions.json"
+        return read_predictions(file, toy_detector.vocabulary)
 
     return make
 
@@ -37,54 +50,71 @@ def test_threshold_and_top(predict, tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions.json"]
 
 
-class Names(list):
-    """Names of predicted images. The prediction is interrupted before the batch after `stop_at`
-    images, when the partial file contained `partial`."""
-
-    stop_at = partial = None
-
-
 @pytest.fixture
-def predicted(tmp_path, monkeypatch):
-    stream, names = BatchPredictor.stream_batches, Names()
+def predicted(monkeypatch):
+    """Names of predicted images; `stop_at` is the number after which Ctrl-C follows, if any."""
+
+    class Names(list):
+        stop_at = None
+
+    stream, names = BatchPredictor.stream, Names()
 
     def recorded(self, sources, *arguments):
-        for batch in stream(self, sources, *arguments):
+        for one in stream(self, sources, *arguments):
             if len(names) == names.stop_at:
-                names.partial = (tmp_path / "out" / PARTIAL).read_text()
                 raise KeyboardInterrupt
-            names.extend(sources[one.index].name for one in batch)
-            yield batch
+            names.append(Path(sources[one.index]).name)
+            yield one
 
-    monkeypatch.setattr(BatchPredictor, "stream_batches", recorded)
+    monkeypatch.setattr(BatchPredictor, "stream", recorded)
     return names
 
 
-@pytest.mark.parametrize("end", ["", '[{"image_id": "wor'], ids=["whole", "truncated line"])
-def test_an_interrupted_command_is_resumed(predict, predicted, tmp_path, end):
-    predict(part="train", batch_size=3)
+def test_an_interrupted_command_is_resumed(predict, predicted, tmp_path):
+    """At the shards that are not finished; the existing file is replaced at the end only."""
+    predict(part="train", images_per_shard=3)
     file, names = tmp_path / "out/predictions.json", sorted(predicted)
     whole = file.read_bytes()
     predicted.clear()
-    for predicted.stop_at in (6, 12):
+    for predicted.stop_at in (7, 14):
         with pytest.raises(KeyboardInterrupt):
-            predict(part="train", batch_size=3, overwrite=True)
-        # What a killed process leaves.
-        (tmp_path / "out" / PARTIAL).write_text(predicted.partial + end)
+            predict(part="train", images_per_shard=3, overwrite=True)
+        assert file.read_bytes() == whole
     predicted.stop_at = None
-    predict(part="train", batch_size=3, overwrite=True)
-    assert file.read_bytes() == whole and sorted(predicted) == names
+    predict(part="train", images_per_shard=3, overwrite=True)
+    assert file.read_bytes() == whole
+    # The image of each interrupted shard again.
+    assert sorted(set(predicted)) == names and len(predicted) == len(names) + 2
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions.json"]
 
 
-@pytest.mark.parametrize("change", [{"top": 2}, {"part": "train"}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"top": 2}, {"part": "train"}, {"limit": 3}, {"images_per_shard": 4}], ids=str
+)
 def test_other_settings_start_again(predict, predicted, change):
     predicted.stop_at = 4
     with pytest.raises(KeyboardInterrupt):
-        predict(batch_size=2)
+        predict(images_per_shard=2)
     predicted.clear()
     predicted.stop_at = None
-    assert len(predict(batch_size=2, **change)) == len(predicted) == len(set(predicted))
+    assert len(predict(**{"images_per_shard": 2, **change})) == len(predicted)
+    assert len(predicted) == len(set(predicted))
+
+
+def test_jobs_of_an_array(predict, tmp_path, messages):
+    """The last one writes the file; a job that comes again finds it."""
+    out = tmp_path / "out"
+    alone = predict(images_per_shard=2)
+    whole = (out / "predictions.json").read_bytes()
+    shutil.rmtree(out)
+    assert predict(images_per_shard=2, share=ArrayShare(0, 2)) is None
+    assert not (out / "predictions.json").exists()
+    assert "missing" in messages[-1]
+    for _ in range(2):
+        assert len(predict(images_per_shard=2, share=ArrayShare(1, 2))) == len(alone)
+        assert (out / "predictions.json").read_bytes() == whole
+    with pytest.raises(InputError, match=r"found others \(top\)"):
+        predict(images_per_shard=2, top=3, share=ArrayShare(1, 2))
 
 
 def test_unreadable_images_are_reported_and_left_out(

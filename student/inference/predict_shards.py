@@ -1,0 +1,447 @@
+"""Predicts many images into shards of JSON lines, by any number of processes and jobs.
+
+`plan.json` in the folder holds the settings and the list of images, which is fixed when the first
+command claims the folder. A shard has a line for every image of its part of the list. It appears
+under its name when it is complete, so that an existing shard is finished, and commands and jobs
+that find the folder make the missing ones. `index.json` ends a prediction of which no shard is
+missing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from msgspec import Struct
+
+from pipeline.cluster.lock import FolderLock, lock_folder
+from pipeline.cluster.modes import (
+    ArrayShare,
+    ExecutionMode,
+    InProcess,
+    LocalWorkers,
+    WorkerSettings,
+    run_tasks,
+    threads_per_worker,
+)
+from pipeline.types import Detections
+from pipeline.utils.devices import default_num_workers
+from pipeline.utils.errors import InputError
+from pipeline.utils.files import (
+    atomic_write,
+    differing_keys,
+    encode_utf8,
+    read_json,
+    refuse_existing,
+    sha256_of_json,
+    write_json,
+    write_text,
+)
+from pipeline.utils.logging import get_logger
+from pipeline.utils.progress import Progress
+from pipeline.utils.schema import convert
+from pipeline.utils.text import count_noun
+from student.inference.batch_predictor import UnreadableImage
+from student.inference.detector import BATCH_SIZE, Detector, DetectorSource
+from student.inference.postprocess import SelectionConfig
+from student.inference.predict_images import find_images, prediction_settings
+
+logger = get_logger(__name__)
+
+PLAN, INDEX, SHARDS = "plan.json", "index.json", "shards"
+IMAGES_PER_SHARD = 256
+JOB_NAME = "eoid-predict"
+# Start of the line of an image that could not be read.
+FAILED_LINE = b'{"failed": '
+
+
+@dataclass(frozen=True)
+class ShardConfig:
+    """How shards are made.
+
+    Attributes:
+        source: what processes open the detector from; None for a prediction in this process.
+        selection: which detections are written.
+        batch_size: maximum number of images per batch.
+        workers: number of threads that read images, in every process; None for its spare cores.
+        images_per_shard: number of images per shard.
+        mode: where shards are made.
+        share: this job's share of the shards, in a job array; None for all of them.
+        threads: number of torch CPU threads per process; None for the mode's default.
+        exact: write the detections as the model gives them, for a predictions file, instead of the
+            entries of `eoid-predict`'s JSON files.
+    """
+
+    selection: SelectionConfig
+    source: DetectorSource | None = None
+    batch_size: int = BATCH_SIZE
+    workers: int | None = None
+    images_per_shard: int = IMAGES_PER_SHARD
+    mode: ExecutionMode = field(default_factory=InProcess)
+    share: ArrayShare | None = None
+    threads: int | None = None
+    exact: bool = False
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """Shard `number` of a folder: the predictions of some images.
+
+    Attributes:
+        images: the images' paths, in the form in which the shard names them.
+        directory: absolute path of the folder that they are relative to.
+        digest: SHA-256 of the settings that the results depend on.
+    """
+
+    folder: Path
+    number: int
+    images: tuple[str, ...]
+    directory: str
+    digest: str
+    config: ShardConfig
+
+    @property
+    def path(self) -> Path:
+        return self.folder / SHARDS / f"{self.number:05}.jsonl"
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def absolute(self) -> ShardTask:
+        """See `pipeline.cluster.modes.Task`."""
+        source = self.config.source and self.config.source.absolute()
+        config = replace(self.config, source=source)
+        return replace(self, folder=self.folder.absolute(), config=config)
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """A finished shard; `failed` has the reasons of the images that could not be read."""
+
+    path: Path
+    num_images: int
+    failed: dict[str, str]
+
+    def __str__(self) -> str:
+        return f"{self.path}: {count_noun(self.num_images, 'images')}, {len(self.failed)} failed"
+
+
+# The detector of this process by its settings' digest, at most one.
+_detectors: dict[str, Detector] = {}
+
+
+def make_shard(task: ShardTask, on_progress: Callable[[int], None]) -> ShardRecord:
+    """Predicts the shard's images and writes the results, unless the shard exists.
+
+    Raises:
+        InputError: the detector cannot be opened, or is another one than the command's.
+    """
+    detector = _get_detector(task)
+    # A lost worker may have written the shard without reporting it.
+    if task.path.is_file():
+        on_progress(len(task))
+        return read_shard_record(task.path)
+    config, names = task.config, task.images
+    paths = [os.path.join(task.directory, name) for name in names]
+    processes = config.mode.count if isinstance(config.mode, LocalWorkers) else 1
+    threads = default_num_workers(config.workers, processes=processes)
+    lines = [b""] * len(names)
+    for prediction in detector.predictor.stream(paths, config.batch_size, threads):
+        name, path = names[prediction.index], paths[prediction.index]
+        row: dict[str, Any]
+        if isinstance(prediction, UnreadableImage):
+            # The reason begins with the path.
+            row = {"failed": name + prediction.reason.removeprefix(path), "image": name}
+        elif config.exact:
+            row = _to_json(config.selection.select(prediction.detections)) | {"image_id": name}
+        else:
+            row = detector.result(prediction, config.selection, path).to_dict() | {"image": name}
+        lines[prediction.index] = _to_line(row)
+        on_progress(1)
+    with atomic_write(task.path) as temporary, open(temporary, "wb") as file:
+        file.writelines(lines)
+    return _read_record(task.path, lines)
+
+
+def _get_detector(task: ShardTask) -> Detector:
+    """The detector of this process; opened the first time, and checked against the command's."""
+    if task.digest not in _detectors:
+        assert task.config.source is not None
+        _detectors.clear()
+        detector = task.config.source.open()
+        settings = _compared(prediction_settings(detector, task.config.selection))
+        if sha256_of_json(settings) != task.digest:
+            different = differing_keys(read_json(task.folder / PLAN), settings)
+            raise InputError(
+                f"{task.folder}: a worker has other inputs than the command"
+                f" ({', '.join(different)})"
+            )
+        _detectors[task.digest] = detector
+    return _detectors[task.digest]
+
+
+def read_shard_record(path: Path) -> ShardRecord:
+    """The record of a finished shard."""
+    with open(path, "rb") as lines:
+        return _read_record(path, lines)
+
+
+def _read_record(path: Path, lines: Iterable[bytes]) -> ShardRecord:
+    """The record of a shard with these lines; only those of unreadable images are parsed."""
+    count, failed = 0, {}
+    for line in lines:
+        count += 1
+        if line.startswith(FAILED_LINE):
+            row = json.loads(line)
+            failed[row["image"]] = row["failed"]
+    return ShardRecord(path, count, failed)
+
+
+def read_detections(path: Path) -> Iterator[Detections]:
+    """The detections in a shard that was made with `ShardConfig.exact`."""
+    with open(path, "rb") as lines:
+        for line in lines:
+            if not line.startswith(FAILED_LINE):
+                yield _from_json(json.loads(line))
+
+
+def predict_shards(
+    detector: Detector,
+    patterns: Sequence[str],
+    out: Path,
+    config: ShardConfig,
+    overwrite: bool = False,
+) -> None:
+    """Predicts images into shards, resuming where a stopped command left off, and prints a summary.
+
+    Args:
+        detector: the detector.
+        patterns: files, folders and glob patterns, see `find_images`.
+        out: the folder.
+        config: how the shards are made.
+        overwrite: replace results that are finished or of other settings.
+
+    Raises:
+        InputError: there are no images, or the folder contains results of other settings.
+    """
+    settings = prediction_settings(detector, config.selection)
+    # Relative paths may be given in another working folder later.
+    arguments = {"arguments": [os.path.abspath(pattern) for pattern in patterns]}
+    folder = ShardFolder(out, settings, arguments, config, overwrite)
+    found: list[str] = []
+    # The jobs of an array need not all search the folders.
+    if not (folder.is_claimed() and config.share):
+        images, _, problems, skipped = find_images(patterns, out, "--shards takes images only")
+        for line in problems + skipped:
+            logger.warning(line)
+        if not images:
+            raise InputError("expected at least one image, found none")
+        found = list(map(str, images))
+    with folder.claim(found, os.getcwd()) as claimed:
+        if new := set(found).difference(claimed.images):
+            logger.warning(
+                f"{out}: {count_noun(len(new), 'images')} are newer than the list of this"
+                f" prediction and are left out, first {min(new)}; --overwrite or a new --out"
+                " includes them"
+            )
+        records = claimed.make(detector)
+        if records is None:
+            return
+        failed = {image: reason for record in records for image, reason in record.failed.items()}
+        value = {
+            **settings,
+            "images": len(claimed.images),
+            "shards": len(records),
+            "failed": [{"image": image, "reason": reason} for image, reason in failed.items()],
+        }
+        write_json(out / INDEX, value)
+    print(
+        f"{count_noun(len(claimed.images), 'images')} in {count_noun(len(records), 'shards')};"
+        f" results in {out}"
+    )
+    for reason in list(failed.values())[:1]:
+        logger.warning(
+            f"{out / INDEX}: lists {count_noun(len(failed), 'images')} that could not be read,"
+            f" first {reason}"
+        )
+
+
+@dataclass(frozen=True)
+class ShardFolder:
+    """A folder of shards.
+
+    Attributes:
+        folder: its path.
+        settings: settings of detector and selection, see `prediction_settings`.
+        list_settings: settings that the list of images depends on, as JSON.
+        config: how the shards are made.
+        overwrite: replace results that are finished or of other settings.
+    """
+
+    folder: Path
+    settings: dict[str, Any]
+    list_settings: dict[str, Any]
+    config: ShardConfig
+    overwrite: bool
+
+    def is_claimed(self) -> bool:
+        """Whether the folder contains a prediction with these settings, which can be continued.
+
+        Raises:
+            InputError: the folder contains other results, which may not be overwritten.
+        """
+        file = self.folder / PLAN
+        if not file.is_file():
+            for name in (INDEX, SHARDS):
+                refuse_existing(self.folder / name, self.overwrite)
+            return False
+        if different := differing_keys(read_json(file), _compared(self._plan_settings())):
+            if not self.overwrite:
+                raise InputError(
+                    f"{file}: expected results with the same settings, found others"
+                    f" ({', '.join(different)}); choose a new folder or give --overwrite"
+                )
+            return False
+        # An unfinished prediction is resumed, not overwritten.
+        return not (self.overwrite and (self.folder / INDEX).is_file())
+
+    @contextmanager
+    def claim(self, images: Sequence[str], directory: str) -> Iterator[ClaimedFolder]:
+        """Locks the folder, and writes its plan or reads that of an earlier command.
+
+        Args:
+            images: the images, for the case that there is no plan.
+            directory: the folder that they are relative to.
+
+        Raises:
+            InputError: the folder contains other results, or another command is at work there.
+        """
+        file = self.folder / PLAN
+        self.is_claimed()
+        with lock_folder(self.folder, shared=self.config.share is not None) as lock:
+            if not self.is_claimed():
+                # In this order: without a plan, shards are never taken for finished ones.
+                for path in (file, self.folder / INDEX):
+                    path.unlink(missing_ok=True)
+                if (self.folder / SHARDS).is_dir():
+                    shutil.rmtree(self.folder / SHARDS)
+                value = {**self._plan_settings(), "directory": directory, "images": list(images)}
+                # Of jobs that start at the same time, the first one decides.
+                write_text(file, json.dumps(value, ensure_ascii=False) + "\n", keep_existing=True)
+                self.is_claimed()
+            plan = convert(read_json(file), _Plan, file)
+            yield ClaimedFolder(self, lock, plan.images, plan.directory)
+
+    def _plan_settings(self) -> dict[str, Any]:
+        return {
+            **self.settings,
+            **self.list_settings,
+            "images_per_shard": self.config.images_per_shard,
+        }
+
+
+class _Plan(Struct):
+    """The fields of `plan.json` beside the settings."""
+
+    images: list[str]
+    directory: str
+
+
+@dataclass(frozen=True)
+class ClaimedFolder:
+    """A locked folder of shards, with the images of its plan, which are relative to `directory`."""
+
+    claim: ShardFolder
+    lock: FolderLock
+    images: list[str]
+    directory: str
+
+    def make(self, detector: Detector) -> list[ShardRecord] | None:
+        """Makes the missing shards of this job; returns the records of all shards, in their order,
+        or None while shards of other jobs are missing.
+
+        Raises:
+            InputError: an input of a worker is bad, or no worker can be expected any more.
+        """
+        config, folder = self.claim.config, self.claim.folder
+        digest = sha256_of_json(_compared(self.claim.settings))
+        size = config.images_per_shard
+        shards = [
+            ShardTask(folder, number, tuple(names), self.directory, digest, config)
+            for number, names in enumerate(
+                self.images[first : first + size] for first in range(0, len(self.images), size)
+            )
+        ]
+        tasks: Sequence[ShardTask] = shards
+        if config.share is None:
+            # With a share, temporary files may belong to other jobs that are running.
+            self.lock.remove_temporary_files()
+        else:
+            tasks = config.share.select(shards)
+        pending = [task for task in tasks if not task.path.is_file()]
+        total = sum(map(len, tasks))
+        done = total - sum(map(len, pending))
+        if done:
+            logger.info(f"{folder}: resuming after {done} of {total} images")
+        _detectors.clear()
+        if isinstance(config.mode, InProcess):
+            _detectors[digest] = detector
+        device = config.source.device if config.source else "auto"
+        threads = config.threads or threads_per_worker(config.mode)
+        settings = WorkerSettings(folder, JOB_NAME, threads, device)
+        try:
+            with Progress(total, "predicting", "images", initial=done) as progress:
+                made = run_tasks(pending, make_shard, config.mode, settings, progress)
+            missing = [task.path.name for task in shards if not task.path.is_file()]
+            if missing:
+                logger.info(
+                    f"{folder}: {count_noun(len(missing), 'shards')} of other jobs are missing,"
+                    f" first {missing[0]}; the last job completes the results"
+                )
+                return None
+            known = {record.path.name: record for record in made}
+            return [known.get(task.path.name) or read_shard_record(task.path) for task in shards]
+        finally:
+            _detectors.clear()
+            self.lock.remove_temporary_files()
+
+
+def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a resumed prediction has to share: the model's file may have been moved."""
+    return {key: value for key, value in settings.items() if key != "model"}
+
+
+def _to_line(value: Any) -> bytes:
+    return encode_utf8(json.dumps(value, ensure_ascii=False) + "\n")
+
+
+def _to_json(found: Detections) -> dict[str, Any]:
+    # JSON numbers are doubles, which hold float32 values exactly.
+    return {
+        "image_id": found.image_id,
+        "boxes": found.boxes.tolist(),
+        "labels": found.labels.tolist(),
+        "hois": found.hois.tolist(),
+        "scores": found.scores.tolist(),
+    }
+
+
+def _from_json(row: dict[str, Any]) -> Detections:
+    return Detections(
+        image_id=row["image_id"],
+        boxes=np.array(row["boxes"], dtype=np.float32).reshape(-1, 4),
+        labels=np.array(row["labels"], dtype=np.int64),
+        hois=np.array(row["hois"], dtype=np.int64).reshape(-1, 3),
+        scores=np.array(row["scores"], dtype=np.float32),
+    )
