@@ -129,8 +129,9 @@ class HOIResult:
 
         A box of several pairs is repeated. `class_id` holds object indices and `confidence` the
         highest score of the pair. `data` holds for every row: `class_name`; `role`, "person" or
-        "object"; `pair`, the index of the pair; `action`, the pair's best action with its score;
-        and `actions`, a tuple of (name, score, unseen) with all actions of the pair.
+        "object"; `pair`, the index of the pair, equal for its two rows; `box`, the row of the box
+        in `boxes`, equal for repeated ones; `action`, the pair's best action with its score; and
+        `actions`, a tuple of (name, score, unseen) with all actions of the pair.
 
         Raises:
             ImportError: the package `supervision` is not installed.
@@ -162,12 +163,50 @@ class HOIResult:
                 "class_name": np.array([self.names[row] for row in rows], dtype=str),
                 "role": np.array([role for _, role, *_ in entries], dtype=str),
                 "pair": np.array([number for *_, number, _ in entries], dtype=np.int64),
+                "box": rows,
                 "action": np.array(
                     [f"{self.actions[k]} {self.scores[k]:.2f}" for k in best], dtype=str
                 ),
                 "actions": actions,
             },
         )
+
+    def to_coco(self, image_id: int | str | None = None) -> list[dict[str, Any]]:
+        """Converts to entries of a COCO results file, one per box.
+
+        `bbox` is [x, y, width, height] in pixels of the upright image, `category_id` the
+        vocabulary's (COCO's for HICO-DET and V-COCO), and `score` the highest score of the box's
+        interactions. COCO's tools ignore the other fields: `box`, the row in `boxes`, and
+        `interactions`, those of which the box is the person, as in `to_dict`; their `object` is the
+        `box` of another entry of the image, or None.
+
+        Args:
+            image_id: id of the image in COCO's annotation file; None takes `image`.
+        """
+        value = self.to_dict()
+        interactions = value["interactions"]
+        entries = []
+        for row, label in enumerate(self.labels.tolist()):
+            left, top, right, bottom = value["boxes"][row]["box"]
+            entries.append(
+                {
+                    "image_id": self.image if image_id is None else image_id,
+                    "category_id": self.vocabulary.category_ids[label],
+                    "bbox": [left, top, round(right - left, 2), round(bottom - top, 2)],
+                    "score": max(
+                        one["score"]
+                        for one in interactions
+                        if row in (one["person"], one["object"])
+                    ),
+                    "box": row,
+                    "interactions": [
+                        {name: part for name, part in one.items() if name != "person"}
+                        for one in interactions
+                        if one["person"] == row
+                    ],
+                }
+            )
+        return entries
 
 
 def build_result(

@@ -8,6 +8,7 @@ from PIL import Image
 from evaluation.drawing.canvas import UNSEEN_COLOUR
 from pipeline.types import Detections
 from pipeline.utils.errors import InputError
+from pipeline.vocabulary import load_vocabulary
 from student.inference.results import build_result
 
 PICTURE = Image.new("RGB", (600, 400), (120, 120, 120))
@@ -146,6 +147,7 @@ def test_supervision(found):
     assert boxes.data["class_name"].tolist() == ["person", "horse", "person", "ball"]
     assert boxes.data["role"].tolist() == ["person", "object"] * 2
     assert boxes.data["pair"].tolist() == [0, 0, 1, 1]
+    assert boxes.data["box"].tolist() == [0, 1, 2, 3]
     assert boxes.data["action"].tolist() == ["ride horse 0.90"] * 2 + ["kick ball 0.75"] * 2
     listed = [
         (action, round(score, 2), unseen) for action, score, unseen in boxes.data["actions"][0]
@@ -156,8 +158,59 @@ def test_supervision(found):
     assert len(people) == 2 and people.data["pair"].tolist() == [0, 1]
 
 
+def test_a_box_of_several_pairs_in_supervision(result):
+    pytest.importorskip("supervision", reason="supervision is not installed")
+    boxes = result((0, 1, "ride", 0.9), (0, 3, "kick", 0.75)).to_supervision()
+    assert boxes.data["pair"].tolist() == [0, 0, 1, 1]
+    assert boxes.data["box"].tolist() == [0, 1, 0, 2]
+
+
 def test_without_supervision(found, monkeypatch):
     monkeypatch.setitem(sys.modules, "supervision", None)
     with pytest.raises(ImportError, match="pip install supervision") as caught:
         found.to_supervision()
     assert "\n" not in str(caught.value)
+
+
+def test_coco_results(found):
+    entries = json.loads(json.dumps(found.to_coco(42)))
+    names = found.vocabulary.objects
+    assert [one["image_id"] for one in entries] == [42] * 4
+    assert [one["box"] for one in entries] == [0, 1, 2, 3]
+    categories = [found.vocabulary.category_ids[names.index(name)] for name in found.names]
+    assert [one["category_id"] for one in entries] == categories
+    assert entries[0]["bbox"] == [10, 20, 100.12, 200]
+    assert [one["score"] for one in entries] == [0.9, 0.9, 0.75, 0.75]
+    listed = [[(one["object"], one["action"]) for one in row["interactions"]] for row in entries]
+    assert listed == [[(1, "ride horse"), (1, "pull horse")], [], [(3, "kick ball")], []]
+    ride = entries[0]["interactions"][0]
+    assert ride == {
+        "object": 1,
+        "verb": "ride",
+        "action": "ride horse",
+        "score": 0.9,
+        "unseen": True,
+    }
+
+
+def test_coco_results_of_verbs_without_object_and_of_nothing(result):
+    assert result().to_coco() == []
+    (person,) = result((2, -1, "jump", 0.5)).to_coco()
+    assert person["image_id"] == "a.jpg" and person["score"] == 0.5
+    assert person["interactions"][0]["object"] is None
+
+
+def test_coco_results_have_coco_categories():
+    """HICO-DET numbers its objects by COCO's 91 categories."""
+    vocabulary = load_vocabulary("hico-det")
+    labels = [vocabulary.objects.index(name) for name in ("person", "toothbrush")]
+    found = Detections(
+        image_id="a.jpg",
+        boxes=np.float32([[0, 0, 10, 10], [5, 5, 9, 9]]),
+        labels=np.array(labels),
+        hois=np.array([[0, 1, vocabulary.verbs.index("hold")]]),
+        scores=np.float32([0.5]),
+    )
+    entries = build_result(found, (20, 20), vocabulary, (), PICTURE).to_coco(1)
+    assert [one["category_id"] for one in entries] == [1, 90]
+    assert entries[1]["bbox"] == [5, 5, 4, 4]
