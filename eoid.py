@@ -2,7 +2,7 @@
 
     import eoid
 
-    detector = eoid.Detector.open("demo/seed-0/ua/distilled")  # a run, or a published checkpoint
+    detector = eoid.Detector.open("demo/seed-0/ua/distilled")  # a run, a checkpoint, or "toy"
     result = detector("photo.jpg", threshold=0.3, top=10)
     print(result.actions, result.scores, result.human_boxes, result.object_boxes)
     result.draw().save("drawn.jpg")

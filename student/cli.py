@@ -395,7 +395,8 @@ def print_config(preset: str) -> None:
 def evaluate(checkpoint: Path, details: tuple[str, ...], report: bool, **options: Any) -> None:
     """Predict a dataset's test part and score the predictions.
 
-    Takes a run, a checkpoint of this project, or a published EoID or CDN checkpoint.
+    Takes a run, a checkpoint of this project, a published EoID or CDN checkpoint, or weights of the
+    package, toy or toy-text.
     """
     from student.engine.evaluate import evaluate_checkpoint
 

@@ -21,11 +21,14 @@ from benchmarks import (
     photograph_cost,
     predict,
     student_step,
+    zoo,
 )
 from benchmarks.program import run_main
 from benchmarks.timing import Timings, time_in_turns
 from pipeline.types import Pairs
 from pipeline.utils.errors import InputError
+from student.weights.checkpoint_file import CHECKPOINT, load_checkpoint
+from student.weights.zoo import ReadyWeights, read_zoo
 
 
 @pytest.fixture
@@ -251,3 +254,22 @@ def test_four_photographs_are_learned_by_heart(monkeypatch, tmp_path):
         assert curve[-1]["map"] >= 0.95 and curve[-1]["total"] < curve[0]["total"] / 4
     with Image.open(file.with_suffix(".png")) as figure:
         assert figure.width > figure.height > 400
+
+
+@pytest.mark.slow
+def test_weights_of_the_package(tmp_path):
+    """Two weights files and their table, from nothing."""
+    out = tmp_path / "out"
+    rows = zoo.make_zoo(tmp_path / "work", out, 16, 24, ("--epochs", "1"))
+    assert [row.name for row in rows] == list(zoo.STUDENTS) == list(read_zoo())
+    table = json.loads((out / "zoo.json").read_text())
+    assert [ReadyWeights(**row) for row in table] == rows
+    for row in rows:
+        stored = load_checkpoint(out / f"{row.name}.pt")
+        trained = load_checkpoint(tmp_path / "work" / row.name / CHECKPOINT)
+        assert stored.state == {} and stored.recipe == trained.recipe
+        for name, value in trained.weights.items():
+            torch.testing.assert_close(
+                stored.weights[name], value, atol=1e-4, rtol=1e-3, check_dtype=False
+            )
+        assert row.images_per_second > 0

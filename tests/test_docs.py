@@ -10,12 +10,14 @@ import click
 import pytest
 
 from evaluation.cli import evaluation
+from evaluation.tables import format_percent
 from pipeline.annotations.load import load_annotations
 from pipeline.cli import data
 from pipeline.splits import load_split
 from pipeline.vocabulary import load_vocabulary, vocabulary_from_dict
 from student.cli import train
 from student.inference.cli import predict
+from student.weights.zoo import read_zoo
 from teacher_cache.cli import cache
 
 if sys.version_info >= (3, 11):
@@ -136,3 +138,15 @@ def test_example_in_the_hoia_format_is_valid(tmp_path):
     (annotation,) = load_annotations(file, vocabulary, "train", strict=True).annotations
     assert vocabulary.verbs[annotation.hois[0, 2]] == "ride"
     assert vocabulary.objects[annotation.labels[1]] == "horse"
+
+
+def test_the_table_of_weights_is_that_of_the_package():
+    text = (ROOT / "docs/reference/zoo.md").read_text()
+    table = text.partition("licence |\n|---")[2].partition("\n\n")[0].splitlines()[1:]
+    rows = []
+    for name, row in read_zoo().items():
+        scores = [format_percent(value) for value in (row.unseen, row.seen, row.full)]
+        numbers = [f"{row.parameters:,}", f"{row.images_per_second:.0f}"]
+        cells = [f"`{name}`", row.description, *scores, *numbers, row.licence]
+        rows.append(f"| {' | '.join(cells)} |")
+    assert table == rows

@@ -33,13 +33,16 @@ eoid-train student --preset toy --data toy --cache cache --split ua --pretrained
     --epochs 1
 eoid-predict run toy/images/test2015/toy_test_00000001.jpg --threshold 0 --top 5 --out drawn
 eoid-eval report run --out report.html
+# Weights of the package, in a folder without a run. ("toy" is a folder here, the dataset.)
+eoid-predict toy toy/images/test2015/toy_test_00000001.jpg --out ready
+(mkdir empty && cd empty && python -c "import eoid; [eoid.Detector.open(name) for name in ('toy', 'toy-text')]")
 # Data that the commands above do not read.
 python -c "import eoid; [eoid.load_vocabulary(name) for name in ('hico-det', 'vcoco')]"
 eoid-cache batch-scripts scripts
 eoid-train batch-scripts scripts
 set +x
 
-for file in cache/manifest.json run/results.json run/report.html drawn/*.jpg drawn/*.json report.html \
+for file in cache/manifest.json run/results.json run/report.html drawn/*.jpg drawn/*.json ready/*.jpg report.html \
     scripts/cache.sbatch scripts/cache_array.sbatch scripts/train.sbatch; do
     [ -s "$file" ] || fail "$file" "a file with content" "none"
 done

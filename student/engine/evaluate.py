@@ -32,8 +32,8 @@ from student.engine.metrics_log import METRICS
 from student.inference.batch_predictor import BatchPredictor
 from student.utils.distributed import Execution, init_distributed
 from student.utils.seeding import derive_seed
-from student.weights.checkpoint_file import checkpoint_path
 from student.weights.load import load_student
+from student.weights.zoo import MODELS, find_checkpoint
 
 
 def evaluate_model(
@@ -143,12 +143,12 @@ def evaluate_checkpoint(
     """Evaluates a run, a student checkpoint or a published checkpoint on a dataset's test part.
 
     Args:
-        path: run folder or checkpoint file.
+        path: run folder, checkpoint file, or name of weights of the package.
         data: dataset folder.
         split: split that defines seen and unseen; None takes the run's, or "full" for a published
             checkpoint.
         out: folder for predictions and results; None takes the run folder, or for a published
-            checkpoint a new folder beside it.
+            checkpoint a new folder beside it. Weights of the package need one.
         device, overwrite: device to predict on; replace existing results.
         workers: number of threads that read images; None takes the spare cores.
         scoring: settings and NMS; None scores both settings without NMS.
@@ -161,10 +161,13 @@ def evaluate_checkpoint(
         The results in the main process, None in the others.
 
     Raises:
-        InputError: the file is not a detector's checkpoint, its vocabulary is not the dataset's, or
-            results exist.
+        InputError: the file is not a detector's checkpoint, its vocabulary is not the dataset's,
+            results exist, or weights of the package are evaluated without `out`.
     """
-    file = checkpoint_path(path)
+    file = find_checkpoint(path)
+    is_ready = file.parent == MODELS
+    if is_ready and out is None:
+        raise InputError("--out: expected a folder for results of ready weights, found none")
     dataset = open_dataset(data)
     loaded = load_student(file, dataset.vocabulary, num_heads, prompts)
     evaluated_split = loaded.split if split is None else load_split(dataset.vocabulary, split)
@@ -176,7 +179,7 @@ def evaluate_checkpoint(
     if not loaded.is_published:
         metrics = file.parent / METRICS
         about_model = {
-            "name": file.resolve().parent.name,
+            "name": file.stem if is_ready else file.resolve().parent.name,
             "metrics_log": metrics if metrics.is_file() else None,
             **describe_student(recipe, loaded.split, loaded.sources, loaded.limit),
         }

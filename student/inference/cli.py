@@ -252,6 +252,8 @@ def predict(
 ) -> None:
     """Detect human-object interactions in images and videos.
 
+    Instead of a run or checkpoint, toy and toy-text name weights of the package.
+
     IMAGEs and VIDEOs are files, folders (searched recursively) or quoted patterns such as
     "photos/**/*.jpg". For each image, --out receives a drawn image and a JSON file, and for each
     video a drawn video and a file with one JSON line per frame. With --data it receives

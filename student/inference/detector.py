@@ -17,8 +17,8 @@ from student.inference.batch_predictor import BatchPredictor, Prediction, Unread
 from student.inference.images import ImageInput
 from student.inference.postprocess import SelectionConfig
 from student.inference.results import HOIResult, build_result
-from student.weights.checkpoint_file import checkpoint_path
 from student.weights.load import load_student
+from student.weights.zoo import find_checkpoint
 
 BATCH_SIZE = 8
 
@@ -117,7 +117,8 @@ class Detector:
         """Opens a detector.
 
         Args:
-            path: a run folder, a student checkpoint, or one in the published EoID/CDN form.
+            path: a run folder, a student checkpoint, one in the published EoID/CDN form, or the
+                name of weights of the package, "toy" or "toy-text".
             device: "auto" (a GPU where one is available), "cpu" or "cuda[:i]".
             vocabulary: vocabulary of a published checkpoint, a shipped name or a file; None takes
                 the shipped vocabulary with its numbers of classes.
@@ -130,7 +131,7 @@ class Detector:
             InputError: the file is not a detector's checkpoint, the device does not exist, or
                 vocabulary, split or prompts do not fit the checkpoint.
         """
-        file, resolved = checkpoint_path(path), resolve_device(device)
+        file, resolved = find_checkpoint(path), resolve_device(device)
         if isinstance(vocabulary, (str, Path)):
             vocabulary = load_vocabulary(vocabulary)
         prompts = None if prompts is None else Path(prompts)

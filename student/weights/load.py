@@ -23,11 +23,11 @@ from student.models.detector import HOIDetector
 from student.models.text_head import TextVerbHead
 from student.weights.checkpoint_file import (
     build_model,
-    checkpoint_path,
     is_student_checkpoint,
     parse_checkpoint,
 )
 from student.weights.published import model_from_published
+from student.weights.zoo import find_checkpoint
 from teacher_cache.reader.prompts_file import ActionPrompts, read_prompts_file
 
 PROMPTS_SUFFIX = "+prompts"
@@ -262,12 +262,13 @@ def load_model(path: Path | str) -> HOIDetector:
     """Opens a detector in eval mode.
 
     Args:
-        path: a run folder, a student checkpoint, or one in the published EoID/CDN form.
+        path: a run folder, a student checkpoint, one in the published EoID/CDN form, or the name
+            of weights of the package, "toy" or "toy-text".
 
     Raises:
         InputError: the file is none of these.
     """
-    file = checkpoint_path(path)
+    file = find_checkpoint(path)
     content = read_checkpoint(file)
     if not is_student_checkpoint(content):
         return model_from_published(content, file)

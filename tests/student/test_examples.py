@@ -1,12 +1,15 @@
 """Runs the Python examples of the documentation on a small dataset instead of the demo's."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import eoid
+from pipeline.toy.generate import write_toy
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "docs/how-to/predict.md", "docs/reference/python.md")
@@ -65,3 +68,21 @@ def test_the_example_of_datasets_caches_and_models(demo):
     assert teacher.probabilities.shape == (len(teacher.pairs.human_boxes), vocabulary.num_verbs)
     logits = values["outputs"]["pred_verb_logits"]
     assert len(logits) == 1 and logits.shape[2] == vocabulary.num_verbs
+
+
+def test_the_examples_of_supervision_and_coco(tmp_path, monkeypatch):
+    pytest.importorskip("supervision", reason="supervision is not installed")
+    monkeypatch.chdir(tmp_path)
+    write_toy(tmp_path / "pictures", 1, 12, seed=0)
+    page = (ROOT / "docs/how-to/supervision.md").read_text()
+    values = {}
+    for block in page.split("```python\n")[1:]:
+        exec(block.partition("```")[0], values)
+    boxes = values["boxes"]
+    assert set(boxes.data["role"]) == {"person", "object"} and len(values["once"]) <= len(boxes)
+    with Image.open("drawn.png") as drawn:
+        assert drawn.size == (512, 512)
+    entries = json.loads((tmp_path / "coco_results.json").read_text())
+    assert {entry["image_id"] for entry in entries} == {17}
+    for column in boxes.data:
+        assert f"| `{column}` |" in page

@@ -1,0 +1,75 @@
+"""Ready weights: students that are part of the package and are opened by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.utils.errors import InputError
+from pipeline.utils.files import read_json
+from pipeline.utils.logging import get_logger
+from student.weights.checkpoint_file import checkpoint_path
+
+logger = get_logger(__name__)
+
+MODELS = Path(__file__).parent / "models"
+TABLE = MODELS / "zoo.json"
+
+
+@dataclass(frozen=True)
+class ReadyWeights:
+    """Weights of the package and what `python -m benchmarks.zoo` measured of them.
+
+    Attributes:
+        name: name to open them by.
+        description: the model in a few words.
+        split: the zero-shot split of the training, and of the metrics.
+        full, seen, unseen: mAP on the test images, as fractions.
+        parameters: number of the model's parameters.
+        images_per_second: throughput of one CPU core.
+        licence: licence of the weights.
+    """
+
+    name: str
+    description: str
+    split: str
+    full: float
+    seen: float
+    unseen: float
+    parameters: int
+    images_per_second: float
+    licence: str
+
+    @property
+    def file(self) -> Path:
+        """The checkpoint."""
+        return MODELS / f"{self.name}.pt"
+
+
+def read_zoo() -> dict[str, ReadyWeights]:
+    """The weights of the package by name."""
+    return {row["name"]: ReadyWeights(**row) for row in read_json(TABLE)}
+
+
+def find_checkpoint(path: Path | str) -> Path:
+    """The checkpoint of a file, a run folder, or a name of ready weights.
+
+    A file or run of such a name in the working directory takes precedence. A folder without a
+    checkpoint, such as a toy dataset, does not.
+
+    Raises:
+        InputError: the path is a single word that is neither an existing file nor a name.
+    """
+    path, file = Path(path), checkpoint_path(path)
+    if file.is_file() or path.suffix or path.name != str(path):
+        return file
+    zoo = read_zoo()
+    if path.name in zoo:
+        if path.exists():
+            logger.info(f"{path}: opening the package's weights; this folder has no checkpoint")
+        return zoo[path.name].file
+    if path.exists():
+        return file
+    raise InputError(
+        f"{path}: no such file or run folder; the package's own weights are {', '.join(zoo)}"
+    )
