@@ -106,6 +106,7 @@ def test_further_actions_come_from_a_process_of_the_builder(
     assert page_module._added_actions(known, detector) == ["juggle"]
 
 
+@pytest.mark.slow
 def test_errors_of_further_actions(encoder, toy_detector, text_cache, cache_path, tmp_path):
     # The cache was written by hand: its CLIP cannot be loaded.
     with pytest.raises(InputError, match=r"^--clip-model: expected the cache's CLIP") as raised:
