@@ -57,7 +57,7 @@ class DetectorSource:
         """The same source with absolute paths, for processes with other working folders."""
         return replace(
             self,
-            path=self.path.absolute() if self.path.exists() else self.path,
+            path=find_checkpoint(self.path).absolute(),
             vocabulary=_absolute_file(self.vocabulary),
             split=_absolute_file(self.split),
             prompts=self.prompts and self.prompts.absolute(),

@@ -1,4 +1,5 @@
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ import torch
 import eoid
 from pipeline.utils.errors import InputError
 from student.engine.evaluate import evaluate_checkpoint
+from student.inference.detector import DetectorSource
 from student.weights.checkpoint_file import CHECKPOINT, load_checkpoint
 from student.weights.zoo import MODELS, find_checkpoint, read_zoo
 
@@ -77,3 +79,9 @@ def test_results_are_not_written_into_the_package(dataset_root, tmp_path):
     results = evaluate_checkpoint("toy", dataset_root, None, tmp_path / "scores", "cpu", 0, False)
     assert (results.name, results.split) == ("toy", "ua")
     assert (tmp_path / "scores" / "results.json").is_file()
+
+
+def test_the_name_keeps_its_meaning_in_other_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "toy").mkdir()
+    assert DetectorSource(Path("toy")).absolute().path == MODELS / "toy.pt"
