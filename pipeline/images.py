@@ -62,6 +62,8 @@ READ_THREADS = 16
 # PIL refuses images of more than twice the number of pixels that it warns about. Decoded, this is
 # 0.7 GB.
 MAX_PIXELS = 2 * 89_478_485
+# Entries of `Image.info` from which PIL takes the EXIF orientation.
+EXIF_INFO = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 # Users cannot act on these warnings: an image is large, or its EXIF block is damaged, which does
 # not affect the pixels.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -116,7 +118,11 @@ def to_upright_rgb(image: Image.Image, apply_exif: bool = True) -> Image.Image:
     elif upright.mode == "P" and isinstance(upright.info.get("transparency"), bytes):
         # PIL warns about lost transparency when such a palette is converted to RGB directly.
         upright = upright.convert("RGBA")
-    return upright.convert("RGB")
+    rgb = upright.convert("RGB")
+    # Otherwise the orientation would be applied again to an image that is read and passed on.
+    for name in EXIF_INFO:
+        rgb.info.pop(name, None)
+    return rgb
 
 
 @dataclass(frozen=True)

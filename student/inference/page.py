@@ -97,12 +97,10 @@ def read_picture(detector: Detector, path: Path) -> Picture:
             f"{path}: expected a picture of at most {MAX_MEGAPIXELS} megapixels, found"
             f" {width} x {height} pixels"
         )
-    # An array has no EXIF orientation that would be applied a second time.
-    pixels = np.asarray(read_image(path))
-    (prediction,) = detector.predictor.stream([pixels])
+    image = read_image(path)
+    (prediction,) = detector.predictor.stream([image])
     if isinstance(prediction, UnreadableImage):
         raise InputError(prediction.reason)
-    image = Image.fromarray(pixels)
     image.thumbnail((MAX_DRAWN, MAX_DRAWN), Image.Resampling.LANCZOS)
     return Picture(path.name, prediction, image, detector.vocabulary, detector.unseen)
 

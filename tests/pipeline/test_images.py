@@ -9,7 +9,7 @@ import PIL
 import pytest
 from PIL import Image
 
-from pipeline.images import MAX_PIXELS, read_image, read_image_size
+from pipeline.images import MAX_PIXELS, read_image, read_image_size, to_upright_rgb
 from pipeline.utils.errors import InputError
 
 LEFT, RIGHT = (200, 40, 40), (40, 40, 200)
@@ -74,6 +74,8 @@ def test_exif_orientation_is_applied(rgb_image, tmp_path, orientation, size, lef
     image = read_image(tmp_path / "turned.jpg")
     assert image.size == read_image_size(tmp_path / "turned.jpg") == size
     assert near(image.getpixel((3, 3)), left_top)
+    # It is not turned again where it is passed on.
+    np.testing.assert_array_equal(to_upright_rgb(image), image)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "PA", "YCbCr", "LAB"])
