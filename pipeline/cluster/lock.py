@@ -13,7 +13,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -58,7 +58,7 @@ class FolderLock:
     descriptor: int
     shared: bool
 
-    def remove_temporary_files(self) -> None:
+    def remove_temporary_files(self, patterns: Sequence[str] = (".*.tmp", "*/.*.tmp")) -> None:
         """Removes temporary files of killed writers, unless other jobs hold the lock as well.
 
         A shared lock may be lost here, because `flock` does not convert it atomically; array jobs
@@ -66,7 +66,7 @@ class FolderLock:
         """
         if self.shared and _try_lock(self.descriptor, fcntl.LOCK_EX) is not True:
             return
-        for path in (*self.folder.glob(".*.tmp"), *self.folder.glob("*/.*.tmp")):
+        for path in [path for pattern in patterns for path in self.folder.glob(pattern)]:
             # Repairs of caches work in a temporary folder.
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 

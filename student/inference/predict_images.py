@@ -421,17 +421,29 @@ def _expand(pattern: str, exclude: Path | None, others: list[Path]) -> Iterator[
     is_glob = glob.has_magic(pattern) and not path.exists()
     for match in sorted(map(Path, glob.glob(pattern, recursive=True))) if is_glob else [path]:
         if match.is_dir():
-            for file in sorted(match.rglob("*")):
-                relative = file.relative_to(match)
-                hidden = any(name.startswith(".") for name in relative.parts)
-                if hidden or file.is_dir() or _is_below(file, exclude):
-                    continue
+            for file in map(Path, _walk(match, exclude)):
                 if file.suffix.lower() in IMAGE_EXTENSIONS | VIDEO_EXTENSIONS:
-                    yield file, relative
+                    yield file, file.relative_to(match)
                 else:
                     others.append(file)
         elif not (is_glob and _is_below(match, exclude)):
             yield match, Path(match.name)
+
+
+def _walk(folder: str | Path, exclude: Path | None) -> Iterator[str]:
+    """Paths of the files in a folder and its folders, without hidden ones and links to folders.
+
+    Of a million files, only folders are asked for more than the entry in their parent.
+    """
+    if _is_below(Path(folder), exclude):
+        return
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.name.startswith("."):
+            continue
+        if not entry.is_dir():
+            yield entry.path
+        elif not entry.is_symlink():
+            yield from _walk(entry.path, exclude)
 
 
 def _is_below(path: Path, folder: Path | None) -> bool:

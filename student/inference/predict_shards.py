@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from msgspec import Struct
 
 from pipeline.cluster.lock import FolderLock, lock_folder
@@ -57,6 +58,8 @@ logger = get_logger(__name__)
 
 PLAN, INDEX, SHARDS = "plan.json", "index.json", "shards"
 IMAGES_PER_SHARD = 256
+# Those that killed commands leave. The folder may contain other files of the user.
+TEMPORARY_FILES = (f".{PLAN}.*.tmp", f".{INDEX}.*.tmp", f"{SHARDS}/.*.tmp")
 JOB_NAME = "eoid-predict"
 # Start of the line of an image that could not be read.
 FAILED_LINE = b'{"failed": '
@@ -302,8 +305,10 @@ class ShardFolder:
             InputError: the folder contains other results, which may not be overwritten.
         """
         file = self.folder / PLAN
+        # Looked for first: another job may write the plan, and then shards, at the same time.
+        others = [name for name in (INDEX, SHARDS) if (self.folder / name).exists()]
         if not file.is_file():
-            for name in (INDEX, SHARDS):
+            for name in others:
                 refuse_existing(self.folder / name, self.overwrite)
             return False
         if different := differing_keys(read_json(file), _compared(self._plan_settings())):
@@ -331,11 +336,12 @@ class ShardFolder:
         self.is_claimed()
         with lock_folder(self.folder, shared=self.config.share is not None) as lock:
             if not self.is_claimed():
-                # In this order: without a plan, shards are never taken for finished ones.
-                for path in (file, self.folder / INDEX):
-                    path.unlink(missing_ok=True)
-                if (self.folder / SHARDS).is_dir():
-                    shutil.rmtree(self.folder / SHARDS)
+                if self.overwrite:
+                    # In this order: without a plan, shards are never taken for finished ones.
+                    for path in (file, self.folder / INDEX):
+                        path.unlink(missing_ok=True)
+                    if (self.folder / SHARDS).is_dir():
+                        shutil.rmtree(self.folder / SHARDS)
                 value = {**self._plan_settings(), "directory": directory, "images": list(images)}
                 # Of jobs that start at the same time, the first one decides.
                 write_text(file, json.dumps(value, ensure_ascii=False) + "\n", keep_existing=True)
@@ -386,7 +392,7 @@ class ClaimedFolder:
         tasks: Sequence[ShardTask] = shards
         if config.share is None:
             # With a share, temporary files may belong to other jobs that are running.
-            self.lock.remove_temporary_files()
+            self.lock.remove_temporary_files(TEMPORARY_FILES)
         else:
             tasks = config.share.select(shards)
         pending = [task for task in tasks if not task.path.is_file()]
@@ -395,10 +401,12 @@ class ClaimedFolder:
         if done:
             logger.info(f"{folder}: resuming after {done} of {total} images")
         _detectors.clear()
+        threads = config.threads or threads_per_worker(config.mode)
         if isinstance(config.mode, InProcess):
             _detectors[digest] = detector
+            if threads is not None:
+                torch.set_num_threads(threads)
         device = config.source.device if config.source else "auto"
-        threads = config.threads or threads_per_worker(config.mode)
         settings = WorkerSettings(folder, JOB_NAME, threads, device)
         try:
             with Progress(total, "predicting", "images", initial=done) as progress:
@@ -414,7 +422,7 @@ class ClaimedFolder:
             return [known.get(task.path.name) or read_shard_record(task.path) for task in shards]
         finally:
             _detectors.clear()
-            self.lock.remove_temporary_files()
+            self.lock.remove_temporary_files(TEMPORARY_FILES)
 
 
 def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:

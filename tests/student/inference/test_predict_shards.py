@@ -54,6 +54,12 @@ def contents(folder):
     }
 
 
+def results(folder):
+    """The contents without the working folder in the plan, and the logs of jobs."""
+    found = contents(folder)
+    return {name: found[name] for name in found if name[:5] not in ("plan.", "logs/")}
+
+
 def rows(out):
     files = sorted((out / "shards").iterdir())
     return [json.loads(line) for file in files for line in file.read_text().splitlines()]
@@ -184,6 +190,21 @@ def test_other_files_are_refused(predict, tmp_path, name):
     assert file.read_text() == "mine"
 
 
+def test_files_of_the_user_stay(predict, tmp_path):
+    """In contrast to what killed commands leave."""
+    (tmp_path / "out").mkdir()
+    for name in (".mine.tmp", "sub/.mine.tmp"):
+        (tmp_path / "out" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "out" / name).touch()
+    predict()
+    left = tmp_path / "out/shards/.00000.jsonl.0123.tmp"
+    left.touch()
+    (tmp_path / "out/shards/00000.jsonl").unlink()
+    predict()
+    assert not left.exists()
+    assert (tmp_path / "out/.mine.tmp").exists() and (tmp_path / "out/sub/.mine.tmp").exists()
+
+
 def test_no_images(predict, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="expected at least one image, found none"):
@@ -301,3 +322,43 @@ def test_sigterm_asks_for_the_same_command(start, tmp_path):
     assert process.wait() == 75
     assert "resume" in process.stderr.read()
     assert not list((tmp_path / "out").rglob(".*.tmp"))
+
+
+@pytest.mark.slow
+def test_jobs_of_an_array_that_start_at_the_same_time(start, tmp_path):
+    jobs = [start("out", "--array", f"{index}/2") for index in range(2)]
+    for job in jobs:
+        assert job.wait() == 0, job.stderr.read()
+    assert len(rows(tmp_path / "out")) == 24
+    assert json.loads((tmp_path / "out/index.json").read_text())["shards"] == 12
+
+
+@pytest.mark.slow
+def test_jobs_of_slurm(slurm, start, toy_checkpoint, tmp_path):
+    """An array of which a job is cancelled, and worker jobs of a command."""
+    whole = start("whole")
+    assert whole.wait() == 0, whole.stderr.read()
+    subprocess.run(["eoid-predict", "--batch-scripts", slurm.logs / "predict"], check=True)
+    script = slurm.logs / "predict/predict_array.sbatch"
+    options = (toy_checkpoint, tmp_path / "many", "--shards", "--images-per-shard", 2)
+    options += ("--threshold", 0, "--threads", 1, "--device", "cpu", "--out")
+    resources = ("--cpus-per-task=1", "--mem=1G")
+
+    out = tmp_path / "array"
+    array = slurm.submit("--array=0-1", *resources, script, *options, out)
+    log = f"eoid-predict-{array}_1.log"
+    slurm.wait(lambda: (out / "shards/00001.jsonl").exists(), lambda: slurm.log(log))
+    slurm("scancel", f"{array}_1")
+    assert slurm.end(f"{array}_0") == "COMPLETED", slurm.log(f"eoid-predict-{array}_0.log")
+    assert slurm.end(f"{array}_1") in ("CANCELLED", "COMPLETED")
+    again = slurm.submit("--array=1", *resources, script, *options, out)
+    assert slurm.end(f"{again}_1") == "COMPLETED", slurm.log(f"eoid-predict-{again}_1.log")
+    expected = results(tmp_path / "whole")
+    assert results(out) == expected
+
+    sizes = ("--cores", 1, "--memory", "1GB", "--walltime", "00:30:00")
+    command = ("eoid-predict", *options, tmp_path / "jobs", "--slurm", "--jobs", 2, *sizes)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert results(tmp_path / "jobs") == expected
+    assert list((tmp_path / "jobs/logs").iterdir())
