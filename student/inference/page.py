@@ -366,7 +366,7 @@ def _introduction(detector: Detector) -> str:
     )
     return (
         "# People, objects and their actions\n"
-        f"The model **{file.parent.name if file.name in (CHECKPOINT, BEST) else file.name}** knows"
+        f"The model **{file.parent.name if file.name in (CHECKPOINT, BEST) else file.stem}** knows"
         f" {count_noun(vocabulary.num_interactions, 'interactions')}{unseen}. Pictures may have"
         f" {MAX_MEGAPIXELS} megapixels, clips {MAX_CLIP_SECONDS} seconds, files {MAX_UPLOAD_MB} MB;"
         " they are deleted after an hour."
