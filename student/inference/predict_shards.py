@@ -152,9 +152,9 @@ def make_shard(task: ShardTask, on_progress: Callable[[int], None]) -> ShardReco
     """
     detector = _get_detector(task)
     # A lost worker may have written the shard without reporting it.
-    if task.path.is_file():
+    if (record := read_shard_record(task)) is not None:
         on_progress(len(task))
-        return read_shard_record(task.path)
+        return record
     config, names = task.config, task.images
     paths = [os.path.join(task.directory, name) for name in names]
     processes = config.mode.count if isinstance(config.mode, LocalWorkers) else 1
@@ -174,7 +174,7 @@ def make_shard(task: ShardTask, on_progress: Callable[[int], None]) -> ShardReco
         on_progress(1)
     with atomic_write(task.path) as temporary, open(temporary, "wb") as file:
         file.writelines(lines)
-    return _read_record(task.path, lines)
+    return ShardRecord(task.path, len(lines), _find_failed(lines))
 
 
 def _get_detector(task: ShardTask) -> Detector:
@@ -194,29 +194,50 @@ def _get_detector(task: ShardTask) -> Detector:
     return _detectors[task.digest]
 
 
-def read_shard_record(path: Path) -> ShardRecord:
-    """The record of a finished shard."""
-    with open(path, "rb") as lines:
-        return _read_record(path, lines)
+def read_shard_record(task: ShardTask) -> ShardRecord | None:
+    """The record of a finished shard; None if it is missing, or damaged, e.g. by a power failure.
+
+    Only the lines of unreadable images are parsed.
+    """
+    if not task.path.is_file():
+        return None
+    lines, count, last = [], 0, b""
+    with open(task.path, "rb") as file:
+        for last in file:
+            count += 1
+            if last.startswith(FAILED_LINE):
+                lines.append(last)
+    try:
+        if count == len(task) and last.endswith(b"\n"):
+            return ShardRecord(task.path, count, _find_failed(lines))
+    except (ValueError, TypeError, KeyError):
+        pass
+    return None
 
 
-def _read_record(path: Path, lines: Iterable[bytes]) -> ShardRecord:
-    """The record of a shard with these lines; only those of unreadable images are parsed."""
-    count, failed = 0, {}
-    for line in lines:
-        count += 1
-        if line.startswith(FAILED_LINE):
-            row = json.loads(line)
-            failed[row["image"]] = row["failed"]
-    return ShardRecord(path, count, failed)
+def _find_failed(lines: Iterable[bytes]) -> dict[str, str]:
+    """The reasons of the images that could not be read, from the lines of a shard."""
+    rows = (json.loads(line) for line in lines if line.startswith(FAILED_LINE))
+    return {row["image"]: row["failed"] for row in rows}
 
 
 def read_detections(path: Path) -> Iterator[Detections]:
-    """The detections in a shard that was made with `ShardConfig.exact`."""
+    """The detections in a shard that was made with `ShardConfig.exact`.
+
+    Raises:
+        InputError: the file is damaged.
+    """
     with open(path, "rb") as lines:
-        for line in lines:
-            if not line.startswith(FAILED_LINE):
+        for number, line in enumerate(lines, start=1):
+            if line.startswith(FAILED_LINE):
+                continue
+            try:
                 yield _from_json(json.loads(line))
+            except (ValueError, TypeError, KeyError):
+                raise InputError(
+                    f"{path}: line {number}: expected the detections of an image, found a damaged"
+                    " line; remove the file and run the same command again"
+                ) from None
 
 
 def predict_shards(
@@ -311,7 +332,14 @@ class ShardFolder:
             for name in others:
                 refuse_existing(self.folder / name, self.overwrite)
             return False
-        if different := differing_keys(read_json(file), _compared(self._plan_settings())):
+        try:
+            found = read_json(file)
+            convert(found, _Plan, file)
+        except InputError as error:
+            if not self.overwrite:
+                raise InputError(f"{error}; choose a new folder or give --overwrite") from None
+            return False
+        if different := differing_keys(found, _compared(self._plan_settings())):
             if not self.overwrite:
                 raise InputError(
                     f"{file}: expected results with the same settings, found others"
@@ -395,7 +423,14 @@ class ClaimedFolder:
             self.lock.remove_temporary_files(TEMPORARY_FILES)
         else:
             tasks = config.share.select(shards)
-        pending = [task for task in tasks if not task.path.is_file()]
+        records = {task.number: read_shard_record(task) for task in tasks}
+        pending = [task for task in tasks if records[task.number] is None]
+        for task in pending:
+            if task.path.is_file():
+                logger.warning(
+                    f"{task.path}: expected {count_noun(len(task), 'lines')}, found a damaged file;"
+                    " predicting its images again"
+                )
         total = sum(map(len, tasks))
         done = total - sum(map(len, pending))
         if done:
@@ -411,15 +446,19 @@ class ClaimedFolder:
         try:
             with Progress(total, "predicting", "images", initial=done) as progress:
                 made = run_tasks(pending, make_shard, config.mode, settings, progress)
-            missing = [task.path.name for task in shards if not task.path.is_file()]
-            if missing:
-                logger.info(
-                    f"{folder}: {count_noun(len(missing), 'shards')} of other jobs are missing,"
-                    f" first {missing[0]}; the last job completes the results"
-                )
-                return None
-            known = {record.path.name: record for record in made}
-            return [known.get(task.path.name) or read_shard_record(task.path) for task in shards]
+            # The shards of other jobs are read once all exist.
+            missing = [task for task in shards if not task.path.is_file()]
+            if not missing:
+                known = {record.path: record for record in [*made, *records.values()] if record}
+                finished = [known.get(task.path) or read_shard_record(task) for task in shards]
+                missing = [task for task, one in zip(shards, finished, strict=True) if one is None]
+                if not missing:
+                    return [record for record in finished if record is not None]
+            logger.info(
+                f"{folder}: {count_noun(len(missing), 'shards')} of other jobs are missing,"
+                f" first {missing[0].path.name}; the last job completes the results"
+            )
+            return None
         finally:
             _detectors.clear()
             self.lock.remove_temporary_files(TEMPORARY_FILES)

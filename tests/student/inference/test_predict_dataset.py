@@ -117,6 +117,14 @@ def test_jobs_of_an_array(predict, tmp_path, messages):
         predict(images_per_shard=2, top=3, share=ArrayShare(1, 2))
 
 
+def test_a_damaged_line_is_named(predict, tmp_path):
+    predict(images_per_shard=2, share=ArrayShare(0, 2))
+    path = tmp_path / "out/predictions.partial/shards/00000.jsonl"
+    path.write_bytes(b"{}\n" + path.read_bytes().split(b"\n", 1)[1])
+    with pytest.raises(InputError, match=r"00000\.jsonl: line 1: "):
+        predict(images_per_shard=2, share=ArrayShare(1, 2))
+
+
 def test_unreadable_images_are_reported_and_left_out(
     predict, dataset_root, tmp_path, messages, vocabulary, monkeypatch
 ):

@@ -151,6 +151,53 @@ def test_a_stopped_prediction_is_resumed(predict, predicted, tmp_path, messages)
     assert not predicted
 
 
+@pytest.mark.parametrize("damage", ["empty", "cut", "zeros", "reason"])
+def test_damaged_shards_are_made_again(damage, predict, predicted, tmp_path, messages):
+    """A power failure may leave them."""
+    predict()
+    before = contents(tmp_path / "out")
+    # The second shard has the unreadable image.
+    path = tmp_path / "out/shards/00001.jsonl"
+    whole, predicted[:] = path.read_bytes(), []
+    lines = whole.splitlines(keepends=True)
+    path.write_bytes(
+        {
+            "empty": b"",
+            "cut": whole[:-5],
+            "zeros": bytes(len(whole)),
+            "reason": lines[0] + lines[1][:20] + b"\n",
+        }[damage]
+    )
+    predict()
+    assert sorted(predicted) == ["2.png", "3.png"]
+    assert contents(tmp_path / "out") == before
+    assert (
+        sum("00001.jsonl: expected 2 lines, found a damaged file" in one for one in messages) == 1
+    )
+
+
+def test_damaged_shards_of_other_jobs_are_missing(predict, tmp_path, messages):
+    predict(share=ArrayShare(0, 2))
+    (tmp_path / "out/shards/00002.jsonl").write_bytes(b"")
+    predict(share=ArrayShare(1, 2))
+    assert "1 shards of other jobs are missing, first 00002" in messages[-1].replace(
+        "shard ", "shards "
+    )
+    predict(share=ArrayShare(0, 1))
+    assert len(rows(tmp_path / "out")) == NUM_IMAGES
+
+
+@pytest.mark.parametrize("content", [b"", b'{"images": [', b"[]", b'{"format": 1}'])
+def test_a_damaged_plan(content, predict, tmp_path):
+    predict()
+    before = contents(tmp_path / "out")
+    (tmp_path / "out/plan.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"plan\.json: .*--overwrite"):
+        predict()
+    predict(overwrite=True)
+    assert contents(tmp_path / "out") == before
+
+
 def test_the_list_of_images_is_fixed(predict, predicted, write_image, tmp_path, messages):
     predict()
     before = contents(tmp_path / "out")
