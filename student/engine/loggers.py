@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,8 +17,11 @@ import numpy as np
 from PIL import Image
 
 from evaluation.drawing.samples import sample_sheet
-from pipeline.utils.errors import InputError
-from pipeline.utils.files import write_text
+from pipeline.utils.errors import InputError, bad_field
+from pipeline.utils.files import read_text, write_text
+from pipeline.utils.logging import get_logger
+
+logger = get_logger(__name__)
 
 # Names in a run folder. The identifier of the W&B run lets a resumed training continue it.
 TENSORBOARD, WANDB, WANDB_ID = "tensorboard", "wandb", "wandb-id.txt"
@@ -85,13 +89,16 @@ class WandbLogger:
             from wandb import Error, Settings, init
         except ImportError:
             raise _missing_package(WANDB) from None
-        file = run_dir / WANDB_ID
-        if not file.is_file():
-            write_text(file, f"{secrets.token_hex(8)}\n")
+        identifier = _wandb_id(run_dir / WANDB_ID)
+        # Without a network W&B gives up after minutes.
+        logger.info(
+            f"--log-to {WANDB}: opening run {identifier}, which needs no server with"
+            " WANDB_MODE=offline"
+        )
         try:
             self._run = init(
                 project=os.environ.get("WANDB_PROJECT", PROJECT),
-                id=file.read_text(encoding="utf-8").strip(),
+                id=identifier,
                 resume="allow",
                 name=name,
                 dir=str(run_dir),
@@ -100,7 +107,9 @@ class WandbLogger:
                 # The progress line and the messages stay what they are.
                 settings=Settings(console="off"),
             )
-        except Error as error:
+        # W&B's settings raise pydantic's ValidationError, a ValueError, for values of variables
+        # such as WANDB_MODE.
+        except (Error, ValueError) as error:
             raise InputError(
                 f"--log-to {WANDB}: {' '.join(str(error).split())}; WANDB_MODE=offline logs to"
                 " files alone"
@@ -144,10 +153,10 @@ def log_evaluation(
         return
     scores = {f"{kind}/{name}": value for name, value in metrics.items() if value is not None}
     sheet = sample_sheet(folder)
-    for logger in loggers:
-        logger.log_scalars(step, scores)
+    for one in loggers:
+        one.log_scalars(step, scores)
         if sheet is not None:
-            logger.log_image(step, f"{kind}/pictures", sheet)
+            one.log_image(step, f"{kind}/pictures", sheet)
 
 
 @contextmanager
@@ -176,8 +185,23 @@ def open_loggers(
         exit_code = 0
     finally:
         with ExitStack() as stack:
-            for logger in opened:
-                stack.callback(logger.close, exit_code)
+            for one in opened:
+                stack.callback(one.close, exit_code)
+
+
+def _wandb_id(file: Path) -> str:
+    """The identifier of the run's W&B run, which the first training chooses.
+
+    Raises:
+        InputError: the file contains something else.
+    """
+    if not file.is_file():
+        write_text(file, f"{secrets.token_hex(8)}\n")
+    identifier = read_text(file).strip()
+    if not re.fullmatch(r"[\w-]{1,64}", identifier, re.ASCII):
+        expected = "the identifier of a W&B run; remove the file to begin a new one"
+        raise bad_field(file, "line 1", expected, identifier or "nothing")
+    return identifier
 
 
 def _missing_package(name: str) -> InputError:

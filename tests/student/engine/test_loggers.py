@@ -156,6 +156,25 @@ def test_an_error_of_wandb_is_one_line(tmp_path, monkeypatch):
         WandbLogger(tmp_path, "run", {})
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("WANDB_MODE", "none"), ("WANDB_BASE_URL", "garbage"), ("WANDB_PROJECT", "a/b")],
+)
+def test_bad_settings_of_wandb_are_one_line(name, value, offline, tmp_path, monkeypatch):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=r"--log-to wandb: .*WANDB_MODE=offline"):
+        WandbLogger(tmp_path, "run", {})
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"a/b:c\n", b"\xff\n"], ids=["empty", "characters", "bytes"]
+)
+def test_a_damaged_identifier_is_named(content, offline, tmp_path):
+    (tmp_path / "wandb-id.txt").write_bytes(content)
+    with pytest.raises(InputError, match=r"wandb-id\.txt: "):
+        WandbLogger(tmp_path, "run", {})
+
+
 def test_loggers_are_closed_after_an_error(tmp_path, monkeypatch):
     closed = []
     for kind in ("TensorBoardLogger", "WandbLogger"):
