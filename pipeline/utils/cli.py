@@ -29,6 +29,7 @@ PATH_ERRNOS = {
     errno.EPERM,
     errno.EROFS,
     errno.ENOSPC,
+    errno.EFBIG,
     errno.EDQUOT,
     errno.ENOTDIR,
     errno.EISDIR,

@@ -1,12 +1,13 @@
 """Predicts a video into a drawn video and a file with one JSON line per frame.
 
-The lines are written to `NAME.partial.jsonl`, which is renamed when the clip is finished, so that
+The lines are written to `NAME.jsonl.partial`, which is renamed when the clip is finished, so that
 the existence of `NAME.jsonl` shows that it is. An interrupted command leaves a drawn video and the
 lines of the frames so far; the same command predicts the clip again from its start.
 """
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -77,7 +78,8 @@ def predict_video(
         InputError: the file is no video; no file is written.
         KeyboardInterrupt, SystemExit: from `stop`, after `drawn` is completed.
     """
-    partial = lines.with_name(f"{lines.stem}.partial.jsonl")
+    # No result of another clip has this name.
+    partial = lines.with_name(f"{lines.name}.partial")
     num_frames = num_interacting = 0
     interruption: BaseException | None = None
     defer = stop.defer if stop else nullcontext
@@ -95,6 +97,9 @@ def predict_video(
             "height": reader.size[1],
             "drawn": drawn.name,
         }
+        # Of killed commands.
+        for stale in drawn.parent.glob(f".{glob.escape(drawn.name)}.*.tmp"):
+            stale.unlink(missing_ok=True)
         try:
             with (
                 defer(),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from io import BytesIO
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
@@ -52,6 +53,13 @@ ORIENTATIONS = {
 # In frames and seconds: what may be missing at the end of a whole file, because its duration is
 # rounded or a stream that is not read is longer.
 END_SLACK_FRAMES, END_SLACK, END_SLACK_SHARE = 2, 0.1, 0.01
+# Some containers have the times of frames in the order of decoding, in which a frame is at most
+# this many behind its place.
+MAX_REORDER = 16
+# In seconds: finer times, and frames at longer distances, exceed MP4's numbers of 32 bits.
+MIN_TIME_BASE, MAX_GAP = Fraction(1, 90000), 3 * 3600
+# Frames per second; others are damaged or meaningless numbers.
+MIN_RATE, MAX_RATE = 0.001, 10_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,9 +85,9 @@ class VideoReader:
     Attributes:
         path: the file.
         size: (width, height) of the upright frames, in pixels; all frames have it.
-        rate: mean number of frames per second, 30 if unknown.
+        rate: mean number of frames per second, 30 if unknown or implausible.
         num_frames: estimated number of frames, 0 if unknown.
-        time_base: seconds, the unit of the frames' times.
+        time_base: seconds, the unit of the frames' times, that of the file if it is not too fine.
         start: seconds, the time in the file at which the clip starts.
         pixel_aspect: width of a pixel divided by its height.
 
@@ -93,8 +101,10 @@ class VideoReader:
         try:
             self._stream = _find_video(self._container, path)
             self._stream.thread_type = "AUTO"
-            self.time_base = self._stream.time_base or Fraction(1, 90000)
-            self.rate = float(self._stream.average_rate or self._stream.guessed_rate or 30)
+            unit = self._stream.time_base or MIN_TIME_BASE
+            self.time_base = unit if MIN_TIME_BASE <= unit <= 1 else MIN_TIME_BASE
+            rate = float(self._stream.average_rate or self._stream.guessed_rate or 30)
+            self.rate = rate if MIN_RATE <= rate <= MAX_RATE else 30.0
             # Sound may start before 0, with samples that are not played.
             self.start = max(Fraction(self._container.start_time or 0, av.time_base), Fraction(0))
             if (first_ticks := self._stream.start_time or 0) < 0:
@@ -103,6 +113,8 @@ class VideoReader:
             self.num_frames = self._stream.frames or round(duration * self.rate)
             self._duration, self._read_until = duration, 0.0
             self._problem, self._last_ticks, self._index = "", -1, 0
+            self._step = max(1, round(1 / (self.rate * self.time_base)))
+            self._timeline = _Timeline(self.time_base, MAX_REORDER * self._step)
             # Frames' own methods prepare the conversion anew for every frame, which takes longer
             # than the conversion of small ones.
             self._reformatter = VideoReformatter()
@@ -146,9 +158,10 @@ class VideoReader:
 
     def _build_frame(self, picture: av.VideoFrame) -> Frame:
         if picture.pts is None or picture.time_base is None:
-            ticks = self._last_ticks + max(1, round(1 / (self.rate * self.time_base)))
+            ticks = self._last_ticks + self._step if self._index else 0
         else:
             ticks = round((picture.pts * picture.time_base - self.start) / self.time_base)
+            ticks = self._timeline.place(ticks, self._step)
         # Encoders refuse times that do not increase, which damaged files have.
         ticks = max(ticks, self._last_ticks + 1)
         image = self._to_upright(picture)
@@ -200,12 +213,39 @@ class VideoReader:
             yield None
 
 
+class _Timeline:
+    """Times of a stream that continue where it begins anew, as in files that were joined.
+
+    Args:
+        time_base: seconds, the unit of the times.
+        max_back: a time that is further behind the last one, or more than `MAX_GAP` after it,
+            begins a new part.
+    """
+
+    def __init__(self, time_base: Fraction, max_back: int) -> None:
+        self._max_back, self._max_gap = max_back, MAX_GAP / time_base
+        self._shift = 0
+        self._last: int | None = None
+
+    def place(self, ticks: int, step: int) -> int:
+        """The time in the whole stream; a new part begins `step` after the end of the last one."""
+        placed = ticks + self._shift
+        last = min(placed, 0) if self._last is None else self._last
+        if not -self._max_back <= placed - last <= self._max_gap:
+            placed = last + step
+            self._shift = placed - ticks
+        self._last = max(last, placed)
+        return placed
+
+
 def _open(path: Path) -> InputContainer:
     # With the prefix, names such as "http://a.mp4" and "a:b.mp4" are files. Files that name others
     # cannot have them fetched from the network.
     name, options = f"file:{path}", {"protocol_whitelist": "file"}
-    if path.is_dir():
-        raise InputError(f"{path}: expected a video, found a folder")
+    # Opening a named pipe would block for ever.
+    if path.exists() and not path.is_file():
+        found = "a folder" if path.is_dir() else "something that is not a file"
+        raise InputError(f"{path}: expected a video, found {found}")
     try:
         container = av.open(name, "r", options=options, metadata_errors="replace")
     except FileNotFoundError:
@@ -213,9 +253,7 @@ def _open(path: Path) -> InputContainer:
     # Demuxers also raise other errors about damaged files.
     except (av.FFmpegError, ValueError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
-        found = (identify_file(path) if path.is_file() else None) or (
-            f"a file that FFmpeg cannot open ({reason}; is it whole?)"
-        )
+        found = identify_file(path) or f"a file that FFmpeg cannot open ({reason}; is it whole?)"
         raise InputError(f"{path}: expected a video, found {found}") from None
     if REFUSED_FORMATS & set(container.format.name.split(",")):
         found = container.format.name
@@ -254,6 +292,7 @@ class VideoWriter:
 
     Raises:
         OSError: the file cannot be written.
+        InputError: the video is damaged so that FFmpeg cannot write its frames.
     """
 
     def __init__(self, path: Path, reader: VideoReader, size: tuple[int, int]) -> None:
@@ -262,11 +301,11 @@ class VideoWriter:
         self._container, self._video = self._start(size)
 
     def _start(self, size: tuple[int, int]) -> tuple[OutputContainer, VideoStream]:
-        """Opens the file and writes its header, without the sound if that is refused."""
+        """Opens the file and writes its header."""
         name = next(filter(_has_encoder, ENCODERS))
         # Of the offset at the start, in this unit; by default it is rounded to milliseconds.
         options = {"movie_timescale": str(self._reader.time_base.denominator)}
-        with _convert_errors(self._path):
+        with self._convert_errors():
             container = av.open(f"file:{self._path}", "w", format="mp4", container_options=options)
         rate = Fraction(self._reader.rate).limit_denominator(1001)
         video = container.add_stream(name, rate, ENCODER_OPTIONS.get(name))
@@ -280,15 +319,8 @@ class VideoWriter:
         context.sample_aspect_ratio = self._reader.pixel_aspect
         context.colorspace, context.color_range = BT709, LIMITED_RANGE
         self._sound.add_to(container)
-        with _convert_errors(self._path):
-            try:
-                container.start_encoding()
-            except av.FFmpegError:
-                if not self._sound.outputs:
-                    raise
-                container.close()
-                self._sound.leave_out()
-                return self._start(size)
+        with self._convert_errors():
+            container.start_encoding()
         return container, video
 
     def write(self, image: Image.Image, frame: Frame) -> None:
@@ -300,20 +332,41 @@ class VideoWriter:
             dst_color_range=ColorRange.MPEG,
         )
         picture.pts, picture.time_base = frame.ticks, self._reader.time_base
-        with _convert_errors(self._path):
+        with self._convert_errors():
             self._sound.copy(self._container, frame.time)
-            self._container.mux(self._video.encode(picture))
+            self._mux(self._video.encode(picture))
 
     def close(self, is_complete: bool) -> None:
         """Completes the file; if all frames of the source were written, with the last sound."""
-        with _convert_errors(self._path):
+        with self._convert_errors():
             try:
-                self._container.mux(self._video.encode(None))
+                self._mux(self._video.encode(None))
                 if is_complete:
                     self._sound.copy(self._container, None)
             finally:
-                self._container.close()
+                with self._sound.accept_damage():
+                    self._container.close()
                 self._sound.close()
+
+    def _mux(self, packets: Iterable[av.Packet[VideoStream]]) -> None:
+        for packet in packets:
+            # The container keeps packets of the sound for a while before it writes them.
+            with self._sound.accept_damage():
+                self._container.mux(packet)
+
+    @contextmanager
+    def _convert_errors(self) -> Iterator[None]:
+        """Converts FFmpeg's errors to `OSError`s that name the file, and those which are not the
+        operating system's to `InputError`s."""
+        try:
+            yield
+        except av.FFmpegError as error:
+            if isinstance(error, OSError):
+                raise OSError(error.errno, error.strerror, str(self._path)) from None
+            raise InputError(
+                f"{self._reader.path}: expected a video, found one that FFmpeg cannot write"
+                f" ({error.strerror})"
+            ) from None
 
 
 class _Sound:
@@ -331,56 +384,77 @@ class _Sound:
         self._container = _open(reader.path)
         self._packets = self._read()
         self._next: av.Packet | None = None
-        self._is_copied = True
+        self._is_damaged = False
         self.outputs: dict[int, Stream] = {}
 
     def add_to(self, container: OutputContainer) -> None:
-        """Adds the streams whose codec the container allows."""
-        self.outputs = {}
-        for stream in self._container.streams.audio if self._is_copied else ():
-            try:
-                self.outputs[stream.index] = container.add_stream_from_template(stream)
-            # AttributeError: FFmpeg has no decoder of the codec.
-            except (av.FFmpegError, ValueError, AttributeError):
-                self._warn()
+        """Adds the streams that the container allows; a warning says if there are others."""
+        streams = self._container.streams.audio
+        allowed = [stream for stream in streams if self._is_allowed(stream.index)]
+        self.outputs = {one.index: container.add_stream_from_template(one) for one in allowed}
+        if len(allowed) < len(streams):
+            logger.warning(f"{self._reader.path}: MP4 files cannot have this sound; it is left out")
 
-    def leave_out(self) -> None:
-        """Copies no sound, and says so."""
-        self._is_copied = False
-        self._warn()
-
-    def _warn(self) -> None:
-        logger.warning(f"{self._reader.path}: MP4 files cannot have this sound; it is left out")
+    def _is_allowed(self, index: int) -> bool:
+        """Whether a file with the start of a stream can be written. Some parameters are refused
+        only at the end of the writing, when it is too late to leave the stream out."""
+        try:
+            with _open(self._reader.path) as source, av.open(BytesIO(), "w", format="mp4") as trial:
+                stream = source.streams[index]
+                output = trial.add_stream_from_template(stream)
+                packets = source.demux(stream)
+                first = next((packet for packet in packets if packet.dts is not None), None)
+                if first is None:
+                    trial.start_encoding()
+                else:
+                    first.stream = output
+                    trial.mux(first)
+        # AttributeError: FFmpeg has no decoder of the codec.
+        except (av.FFmpegError, ValueError, AttributeError):
+            return False
+        return True
 
     def copy(self, container: OutputContainer, until: float | None) -> None:
         """Copies the packets up to a time in seconds from the start of the clip; None for all."""
         while (packet := self._next or next(self._packets, None)) is not None:
             assert packet.dts is not None
-            start = round(self._reader.start / packet.time_base)
-            if until is not None and (packet.dts - start) * packet.time_base > until:
+            if until is not None and packet.dts * packet.time_base > until:
                 self._next = packet
                 return
             self._next = None
             packet.stream = self.outputs[packet.stream_index]
-            packet.dts -= start
-            packet.pts = None if packet.pts is None else packet.pts - start
-            try:
+            with self.accept_damage():
                 container.mux(packet)
+
+    @contextmanager
+    def accept_damage(self) -> Iterator[None]:
+        """Ends the copying if FFmpeg cannot write what the body gives it, with a warning."""
+        try:
+            yield
+        except av.FFmpegError as error:
             # Errors of the disk end the writing.
-            except av.FFmpegError as error:
-                if isinstance(error, OSError):
-                    raise
+            if isinstance(error, OSError) or not self.outputs:
+                raise
+            if not self._is_damaged:
                 logger.warning(f"{self._reader.path}: the sound is damaged; the rest is left out")
-                self._packets = iter(())
+            self._is_damaged, self._packets = True, iter(())
 
     def _read(self) -> Iterator[av.Packet]:
+        """Packets in the order of the file, with times from the start of the clip."""
         streams = [self._container.streams[index] for index in self.outputs]
+        timelines = {one.index: _Timeline(one.time_base or MIN_TIME_BASE, 0) for one in streams}
         # Without streams, PyAV reads all of them.
         if streams:
             # The reader of the frames reports a damaged file.
             with suppress(av.FFmpegError):
                 for packet in self._container.demux(streams):
                     if packet.dts is not None:
+                        start = round(self._reader.start / packet.time_base)
+                        timeline = timelines[packet.stream_index]
+                        dts = timeline.place(packet.dts - start, packet.duration or 0)
+                        if packet.pts is not None:
+                            packet.pts += dts - packet.dts
+                        packet.dts = dts
                         yield packet
 
     def close(self) -> None:
@@ -393,12 +467,3 @@ def _has_encoder(name: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-@contextmanager
-def _convert_errors(path: Path) -> Iterator[None]:
-    """Converts FFmpeg's errors to `OSError`s that name the file."""
-    try:
-        yield
-    except av.FFmpegError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None

@@ -81,6 +81,7 @@ def test_wrong_use_is_one_line_and_2(run, words, message):
         (click.ClickException("no"), 2, "no"),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), 2, "/x: Permission denied"),
         (OSError(errno.ENOSPC, "No space left on device"), 2, "output: No space left on device"),
+        (OSError(errno.EFBIG, "File too large"), 2, "output: File too large"),
         (KeyboardInterrupt(), 130, "interrupted; run the same command again to resume"),
         (click.Abort(), 130, "interrupted"),
     ],

@@ -50,7 +50,11 @@ def write_clip(tmp_path):
             video = container.add_stream(codec, 25)
             video.width, video.height = size
             video.pix_fmt, video.codec_context.time_base = "yuv420p", unit
-            audio = container.add_stream(sound, 44100) if sound else None
+            audio = (
+                container.add_stream(sound, 48000 if sound == "libopus" else 44100)
+                if sound
+                else None
+            )
             if audio:
                 audio.codec_context.layout, audio.bit_rate = "mono", 64000
             for index, time in enumerate(times):

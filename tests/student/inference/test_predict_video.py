@@ -309,11 +309,11 @@ def test_an_interrupted_clip_is_playable(
     with pytest.raises((KeyboardInterrupt, SystemExit)) as ended:
         predict(clip, threshold=0.3)
     assert ended.type is KeyboardInterrupt or ended.value.code == 75
-    assert names(tmp_path / "out") == ["clip.mp4", "clip.partial.jsonl", "settings.json"]
+    assert names(tmp_path / "out") == ["clip.jsonl.partial", "clip.mp4", "settings.json"]
     times, _, packets = read_clip(tmp_path / "out/clip.mp4")
     assert times == pytest.approx(read_clip(clip)[0][:7])
     assert 0 < packets < read_clip(clip)[2]
-    assert len(read_lines(tmp_path / "out/clip.partial.jsonl")) == 8
+    assert len(read_lines(tmp_path / "out/clip.jsonl.partial")) == 8
     monkeypatch.setattr(VideoWriter, "write", write)
     assert predict(clip, threshold=0.3) == 1
     assert names(tmp_path / "out") == ["clip.jsonl", "clip.mp4", "settings.json"]
@@ -327,6 +327,23 @@ def test_an_interrupt_before_the_first_frame_leaves_nothing(
     with pytest.raises(KeyboardInterrupt):
         predict(write_clip("clip.mp4", 5))
     assert names(tmp_path / "out") == ["settings.json"]
+
+
+def test_what_a_killed_command_left_is_replaced(predict, write_clip, tmp_path):
+    clip = write_clip("clip[1].mp4", 2)
+    (tmp_path / "out").mkdir()
+    for name in (".clip[1].mp4.0123456789ab.tmp", "clip[1].jsonl.partial", ".clip1.mp4.01.tmp"):
+        (tmp_path / "out" / name).write_bytes(b"half")
+    predict(clip)
+    assert names(tmp_path / "out") == [
+        *(".clip1.mp4.01.tmp", "clip[1].jsonl", "clip[1].mp4", "settings.json")
+    ]
+
+
+def test_a_clip_named_like_an_unfinished_one(predict, write_clip, tmp_path):
+    predict(write_clip("in/a.partial.mp4", 2), write_clip("in/a.mp4", 2))
+    expected = ["a.jsonl", "a.mp4", "a.partial.jsonl", "a.partial.mp4", "settings.json"]
+    assert names(tmp_path / "out") == expected
 
 
 def test_errors_while_predicting_leave_nothing(predict, write_clip, tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
 import itertools
+import os
 
 import numpy as np
 import pytest
@@ -59,6 +60,37 @@ def test_times_count_from_the_start_of_the_clip(write_clip, tmp_path, read_clip)
     assert read_clip(tmp_path / "copy.mp4")[0] == pytest.approx(expected, abs=1e-6)
 
 
+def test_joined_recordings_continue(write_clip, read_clip, tmp_path, messages):
+    """The times of the second one begin again, as in files that were joined by `cat`."""
+    path = write_clip("a.ts", 40, sound="aac")
+    *_, num_packets = read_clip(path)
+    path.write_bytes(path.read_bytes() * 2)
+    frames = read_all(path)
+    assert len(frames) == 80
+    assert np.diff([frame.time for frame in frames]) == pytest.approx(0.04, abs=1e-4)
+    copy(path, tmp_path / "copy.mp4")
+    times, _, copied = read_clip(tmp_path / "copy.mp4")
+    assert times == pytest.approx([frame.time for frame in frames], abs=1e-4)
+    assert copied > 1.9 * num_packets
+    assert not any("sound" in line for line in messages)
+
+
+def test_gaps_that_mp4_cannot_have(write_clip, read_clip, tmp_path):
+    """A gap of minutes is kept, one of days is damage."""
+    days = 30 * 86_400_000
+    path = write_clip("a.mkv", times=[0, 40, 600_000, days, days + 40])
+    times = [frame.time for frame in read_all(path)]
+    assert times[:3] == pytest.approx([0, 0.04, 600])
+    assert 600 < times[3] < 1000 and times[4] - times[3] == pytest.approx(0.04)
+    copy(path, tmp_path / "copy.mp4")
+    assert read_clip(tmp_path / "copy.mp4")[0] == pytest.approx(times, abs=1e-4)
+
+
+def test_streams_without_times_begin_at_zero(write_clip):
+    path = write_clip("a.h264", 5, format="h264")
+    assert [frame.time for frame in read_all(path)] == pytest.approx([0, 0.04, 0.08, 0.12, 0.16])
+
+
 def corner(image, is_colour):
     """(right, bottom) signs of the quarter of an image with the most pixels of a colour."""
     rows, columns = np.nonzero(is_colour(np.asarray(image).astype(int)))
@@ -103,6 +135,20 @@ def test_sound_that_mp4_does_not_allow_is_left_out(write_clip, read_clip, tmp_pa
     (line,) = messages
     assert str(path) in line and "sound" in line
     assert len(read_clip(tmp_path / "copy.mp4")[1]) == len(read_clip(path)[1])
+
+
+def test_sound_that_is_refused_at_the_end_is_left_out(write_clip, read_clip, tmp_path, messages):
+    """MP4's description of Opus is written with the index, after all frames."""
+    path = write_clip("a.mkv", sound="libopus")
+    content = bytearray(path.read_bytes())
+    # The element CodecPrivate becomes one that is unknown.
+    start = content.rindex(b"\x63\xa2", 0, content.index(b"OpusHead"))
+    content[start + 1] = 0xAB
+    path.write_bytes(content)
+    copy(path, tmp_path / "copy.mp4")
+    (line,) = messages
+    assert "sound" in line
+    assert len(read_clip(tmp_path / "copy.mp4")[1]) == 20
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts", "a.avi"])
@@ -157,6 +203,9 @@ def test_videos_that_cannot_be_read_are_refused(write_clip, tmp_path, monkeypatc
         VideoReader(tmp_path / "cut.mp4")
     with pytest.raises(InputError, match="found a folder"):
         VideoReader(tmp_path)
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(InputError, match="found something that is not a file"):
+        VideoReader(tmp_path / "pipe.mp4")
     with av.open(str(tmp_path / "sound.m4a"), "w") as container:
         audio = container.add_stream("aac", 44100)
         samples = av.AudioFrame.from_ndarray(np.zeros((2, 4096), np.float32), "fltp", "stereo")
