@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -89,6 +89,7 @@ class WandbLogger:
             from wandb import Error, Settings, init
         except ImportError:
             raise _missing_package(WANDB) from None
+        self._is_lost = False
         identifier = _wandb_id(run_dir / WANDB_ID)
         # Without a network W&B gives up after minutes.
         logger.info(
@@ -120,17 +121,33 @@ class WandbLogger:
 
     def log_scalars(self, step: int, values: Mapping[str, float]) -> None:
         """See `Logger`."""
-        self._run.log({**values, "step": step})
+        self._call(self._run.log, {**values, "step": step})
 
     def log_image(self, step: int, name: str, image: Image.Image) -> None:
         """See `Logger`."""
         from wandb import Image as WandbImage
 
-        self._run.log({name: WandbImage(image), "step": step})
+        self._call(lambda: self._run.log({name: WandbImage(image), "step": step}))
 
     def close(self, exit_code: int) -> None:
         """Sends what is buffered; W&B calls a run with an exit code other than 0 failed."""
-        self._run.finish(exit_code=exit_code)
+        self._call(self._run.finish, exit_code)
+
+    def _call(self, method: Callable[..., object], *arguments: object) -> None:
+        """Calls a method of the run; after an error the training continues without W&B, whose own
+        process may be killed, e.g. if memory is short."""
+        if self._is_lost:
+            return
+        try:
+            method(*arguments)
+        # W&B does not say what its methods raise: its errors, those of connections and files.
+        except Exception as error:
+            self._is_lost = True
+            logger.warning(
+                f"--log-to {WANDB}: no more values are logged after an error"
+                f" ({type(error).__name__}: {' '.join(str(error).split())}); resuming the training"
+                " logs again"
+            )
 
 
 def log_evaluation(

@@ -3,6 +3,7 @@ import struct
 import sys
 
 import pytest
+from PIL import Image
 from training import assert_equal_weights, read_lines
 
 from pipeline.utils.errors import InputError
@@ -38,7 +39,10 @@ def offline(monkeypatch):
     wandb = pytest.importorskip("wandb", reason="the extra wandb is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    return wandb
+    # The package reads the variables once per process.
+    wandb.teardown()
+    yield wandb
+    wandb.teardown()
 
 
 def read_wandb(file):
@@ -173,6 +177,23 @@ def test_a_damaged_identifier_is_named(content, offline, tmp_path):
     (tmp_path / "wandb-id.txt").write_bytes(content)
     with pytest.raises(InputError, match=r"wandb-id\.txt: "):
         WandbLogger(tmp_path, "run", {})
+
+
+def test_an_error_of_wandb_does_not_end_the_training(offline, tmp_path, monkeypatch, messages):
+    """Its process may be killed."""
+    with open_loggers(["wandb"], tmp_path, 0, "run", {}) as (found,):
+        run, calls = found._run, []
+
+        def log(values):
+            calls.append(values)
+            raise ConnectionResetError("Connection lost")
+
+        monkeypatch.setattr(run, "log", log)
+        found.log_scalars(1, {"loss": 1.0})
+        found.log_image(1, "val/pictures", Image.new("RGB", (8, 8)))
+    run.finish()
+    assert calls == [{"loss": 1.0, "step": 1}]
+    assert sum("Connection lost" in line for line in messages) == 1
 
 
 def test_loggers_are_closed_after_an_error(tmp_path, monkeypatch):
