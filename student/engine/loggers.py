@@ -108,16 +108,16 @@ class WandbLogger:
                 # The progress line and the messages stay what they are.
                 settings=Settings(console="off"),
             )
+            # W&B's own step would refuse values of steps that a resumed run repeats.
+            self._run.define_metric("step", hidden=True)
+            self._run.define_metric("*", step_metric="step")
         # W&B's settings raise pydantic's ValidationError, a ValueError, for values of variables
-        # such as WANDB_MODE.
-        except (Error, ValueError) as error:
+        # such as WANDB_MODE; a lost process of W&B raises an OSError.
+        except (Error, ValueError, OSError) as error:
             raise InputError(
                 f"--log-to {WANDB}: {' '.join(str(error).split())}; WANDB_MODE=offline logs to"
                 " files alone"
             ) from None
-        # W&B's own step would refuse values of steps that a resumed run repeats.
-        self._run.define_metric("step", hidden=True)
-        self._run.define_metric("*", step_metric="step")
 
     def log_scalars(self, step: int, values: Mapping[str, float]) -> None:
         """See `Logger`."""

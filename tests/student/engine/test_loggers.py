@@ -149,11 +149,13 @@ def test_a_missing_package_is_named(name, module, configure_run, tmp_path, monke
     assert not (tmp_path / "run/checkpoint.pt").exists()
 
 
-def test_an_error_of_wandb_is_one_line(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["Error", "ConnectionResetError"])
+def test_an_error_of_wandb_is_one_line(kind, tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb", reason="the extra wandb is not installed")
 
     def init(**_):
-        raise wandb.Error("No API key configured.\nUse `wandb login` to log in.")
+        error = getattr(wandb, kind, ConnectionResetError)
+        raise error("No API key configured.\nUse `wandb login` to log in.")
 
     monkeypatch.setattr(wandb, "init", init)
     with pytest.raises(InputError, match=r"No API key configured\. Use .*WANDB_MODE=offline"):
