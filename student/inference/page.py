@@ -34,6 +34,8 @@ MAX_MEGAPIXELS = 64
 MAX_DRAWN = 1280
 # Of clips: length, and number of frames that are detected, at equal distances.
 MAX_CLIP_SECONDS, MAX_CLIP_FRAMES = 30, 100
+# Frames per second, for all of which there is time to decode and draw.
+MAX_CLIP_RATE = 120
 # Age in seconds at which files and kept pictures of a page that is still open are removed.
 MAX_AGE = 3600
 MAX_QUEUE = 20
@@ -131,15 +133,16 @@ def predict_clip(
         ) from None
     try:
         with VideoReader(path) as reader:
-            num_frames, seconds = reader.num_frames, reader.num_frames / reader.rate
+            num_frames, seconds = reader.measure()
     except InputError:
         # The reason may be that of an image format, which FFmpeg also takes for videos.
         raise InputError(
             f"{path}: expected a picture or a video, found another kind of file, or a damaged one"
         ) from None
-    if seconds > MAX_CLIP_SECONDS:
+    if seconds > MAX_CLIP_SECONDS or num_frames > MAX_CLIP_SECONDS * MAX_CLIP_RATE:
         raise InputError(
-            f"{path}: expected a clip of at most {MAX_CLIP_SECONDS} seconds, found {seconds:.0f}"
+            f"{path}: expected a clip of at most {MAX_CLIP_SECONDS} seconds and {MAX_CLIP_RATE}"
+            f" frames per second, found {seconds:.0f} seconds with {num_frames} frames"
         )
     out.mkdir(exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=out))

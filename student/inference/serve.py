@@ -41,6 +41,8 @@ UPLOADS = "uploads"
 MAX_UPLOAD_BYTES = MAX_UPLOAD_MB * 1_000_000
 # Of requests, beside an uploaded file.
 MAX_REQUEST_BYTES = 1_000_000
+# Of the errors of requests, in characters.
+MAX_ERROR = 200
 # `eoid-cache`, which need not be on the path of a service.
 ENCODE = "from teacher_cache.cli import main; main()"
 ENCODER_SECONDS = 600
@@ -211,6 +213,9 @@ def build_app(
     import gradio
     from fastapi import FastAPI
 
+    # gradio prints tracebacks, also for values that no slider has.
+    for module in (gradio.queueing, gradio.routes):
+        module.traceback = _OneLineTraceback
     app = FastAPI(openapi_url=None)
     app.add_middleware(RequestFilter)
     open_with = None if encoder is None else partial(encoder.open, folder=folder)
@@ -232,6 +237,17 @@ def build_app(
         mcp_server=False,
         pwa=False,
     )
+
+
+class _OneLineTraceback:
+    """Reports failed requests in one line, in place of the module `traceback`."""
+
+    @staticmethod
+    def print_exc() -> None:
+        error = sys.exc_info()[1]
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        logger.warning(f"page: a request failed ({text[:MAX_ERROR]})")
+        logger.debug("its traceback:", exc_info=True)
 
 
 class RequestFilter:

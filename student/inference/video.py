@@ -112,6 +112,7 @@ class VideoReader:
             duration = (self._container.duration or 0) / av.time_base
             self.num_frames = self._stream.frames or round(duration * self.rate)
             self._duration, self._read_until = duration, 0.0
+            self._num_packets = 0
             self._problem, self._last_ticks, self._index = "", -1, 0
             self._step = max(1, round(1 / (self.rate * self.time_base)))
             self._timeline = _Timeline(self.time_base, MAX_REORDER * self._step)
@@ -155,6 +156,13 @@ class VideoReader:
                 f"{self.path}: the video is damaged ({problem}); read {self._index} frames,"
                 f" {self._read_until:.2f} of {self._duration:.2f} seconds"
             )
+
+    def measure(self) -> tuple[int, float]:
+        """The number of frames and the seconds of the whole file, counted, because headers may say
+        nothing or be wrong. No frames are left afterwards."""
+        for _ in self._demux():
+            pass
+        return self._num_packets, self._read_until or self._num_packets / self.rate
 
     def _build_frame(self, picture: av.VideoFrame) -> Frame:
         if picture.pts is None or picture.time_base is None:
@@ -207,6 +215,8 @@ class VideoReader:
                 if packet.is_corrupt:
                     self._problem = self._problem or "a packet is not whole"
                 if packet.stream is self._stream:
+                    # The last one is empty.
+                    self._num_packets += packet.size > 0
                     yield cast("av.Packet[VideoStream]", packet)
         except av.FFmpegError as error:
             self._problem = self._problem or str(error.strerror)

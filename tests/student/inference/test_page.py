@@ -74,6 +74,25 @@ def test_clips(toy_detector, write_clip, tmp_path, config, monkeypatch):
         predict_clip(toy_detector, tmp_path / "clip.mp4", tmp_path / "out", config)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "seconds"),
+    [
+        ("clip.h264", {"format": "h264"}, 32),
+        # As browsers record it.
+        ("clip.mkv", {"options": {"live": "1"}}, 32),
+        ("clip.mkv", {"times": list(range(800))}, 1),
+    ],
+)
+def test_long_clips_whose_header_says_nothing(
+    toy_detector, write_clip, tmp_path, config, monkeypatch, name, options, seconds
+):
+    pytest.importorskip("trackers", reason="trackers is not installed")
+    monkeypatch.setattr(page, "MAX_CLIP_RATE", 25)
+    clip = write_clip(name, 800, **options)
+    with pytest.raises(InputError, match=f"found {seconds} seconds with 800 frames"):
+        predict_clip(toy_detector, clip, tmp_path / "out", config)
+
+
 def test_files_that_are_no_clip(toy_detector, tmp_path, config, monkeypatch):
     file = tmp_path / "text.mp4"
     file.write_text("no clip")

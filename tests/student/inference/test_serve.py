@@ -240,6 +240,25 @@ def test_bad_files_give_a_sentence_and_the_page_stays(client, bad_files, write_i
 
 
 @pytest.mark.slow
+def test_failed_requests_are_one_line_each(start_page):
+    import httpx
+
+    _, address, folder = start_page()
+    values = ([None, "x", 5], [None, 0, None], [], ["x", 0, 5], [{"path": "/etc/passwd"}, 0, 5])
+    with httpx.Client(base_url=address, timeout=60) as http:
+        config = http.get("/config").json()
+        (function,) = [one["id"] for one in config["dependencies"] if one["api_name"] == "predict"]
+        for data in values:
+            body = {"data": data, "fn_index": function, "session_hash": "attack"}
+            assert http.post("/gradio_api/queue/join", json=body).status_code == 200
+            with http.stream("GET", "/gradio_api/queue/data?session_hash=attack") as events:
+                assert any('"success":false' in line for line in events.iter_lines())
+    lines = (folder / "err").read_text().splitlines()
+    assert len(lines) == len(values)
+    assert all(line.startswith("warning: page: a request failed (") for line in lines)
+
+
+@pytest.mark.slow
 def test_no_path_of_a_request_is_read(page, tmp_path):
     import httpx
 
