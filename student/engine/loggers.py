@@ -47,10 +47,8 @@ class TensorBoardLogger:
     """
 
     def __init__(self, run_dir: Path, step: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise _missing_package(TENSORBOARD) from None
+        from torch.utils.tensorboard import SummaryWriter
+
         self._writer: Any = SummaryWriter(str(run_dir / TENSORBOARD), purge_step=step + 1)
 
     def log_scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -79,16 +77,12 @@ class WandbLogger:
         settings: settings of the run, nested dicts.
 
     Raises:
-        InputError: the package is not installed, nobody is logged in, or the server is out of
-            reach.
+        InputError: nobody is logged in, or the server is out of reach.
     """
 
     def __init__(self, run_dir: Path, name: str, settings: dict[str, Any]) -> None:
-        try:
-            # A folder of that name in the working directory would be importable too.
-            from wandb import Error, Settings, init
-        except ImportError:
-            raise _missing_package(WANDB) from None
+        from wandb import Error, Settings, init
+
         self._is_lost = False
         identifier = _wandb_id(run_dir / WANDB_ID)
         # Without a network W&B gives up after minutes.
@@ -176,6 +170,25 @@ def log_evaluation(
             one.log_image(step, f"{kind}/pictures", sheet)
 
 
+def require_packages(names: Sequence[str]) -> None:
+    """Checks that the packages of loggers are installed, before anything else is loaded.
+
+    Raises:
+        InputError: one is missing.
+    """
+    for name in names:
+        try:
+            # A folder of such a name in the working directory would be importable too.
+            if name == TENSORBOARD:
+                from torch.utils.tensorboard import SummaryWriter  # noqa: F401
+            else:
+                from wandb import init  # noqa: F401
+        except ImportError:
+            raise InputError(
+                f"--log-to {name}: expected the package {name}, found none; pip install '.[{name}]'"
+            ) from None
+
+
 @contextmanager
 def open_loggers(
     names: Sequence[str], run_dir: Path, step: int, name: str, settings: dict[str, Any]
@@ -187,7 +200,7 @@ def open_loggers(
         run_dir, step, name, settings: see `TensorBoardLogger` and `WandbLogger`.
 
     Raises:
-        InputError: a package is not installed, or W&B cannot be used.
+        InputError: W&B cannot be used.
     """
     opened: list[TensorBoardLogger | WandbLogger] = []
     exit_code = 1
@@ -219,9 +232,3 @@ def _wandb_id(file: Path) -> str:
         expected = "the identifier of a W&B run; remove the file to begin a new one"
         raise bad_field(file, "line 1", expected, identifier or "nothing")
     return identifier
-
-
-def _missing_package(name: str) -> InputError:
-    return InputError(
-        f"--log-to {name}: expected the package {name}, found none; pip install '.[{name}]'"
-    )

@@ -32,7 +32,7 @@ from student.engine.checkpointing import (
     read_plan_entry,
 )
 from student.engine.evaluate import describe_student, evaluate_model
-from student.engine.loggers import Logger, log_evaluation, open_loggers
+from student.engine.loggers import Logger, log_evaluation, open_loggers, require_packages
 from student.engine.metrics_log import METRICS
 from student.engine.run_inputs import RunConfig, RunInputs, build_inputs, query_overflow_message
 from student.engine.trainer import Trainer
@@ -65,6 +65,7 @@ def run_student(config: RunConfig) -> Results | None:
         InputError: an input or the run folder cannot be used, or a loss is not finite.
         KeyboardInterrupt, SystemExit: a stop was requested; the state is saved.
     """
+    require_packages(config.log_to)
     with (
         StopSignalHandler() as signals,
         init_distributed(config.device) as (context, device),
@@ -124,7 +125,7 @@ def run_student(config: RunConfig) -> Results | None:
             _write_few_shot(config, inputs)
         loggers: list[Logger] = []
         experiment = open_loggers(config.log_to, config.out, trainer.step, config.run_name, plan)
-        # Packages that are missing end all processes.
+        # An error ends all processes.
         context.broadcast(lambda: loggers.extend(stack.enter_context(experiment)))
         trainer.train(signals, loggers)
         final = _evaluate_test(config, inputs, trainer)

@@ -262,8 +262,18 @@ def predict(
     Many images are predicted with --shards or --data, by several processes or jobs if you like.
     Stopped at any moment, the same command makes the missing shards.
     """
-    if (len(images) > 0) + (data is not None) + (export is not None) + serve != 1:
-        raise click.UsageError("Expected either IMAGEs, or --data, or --export, or --serve.")
+    wanted = {
+        "IMAGEs": len(images) > 0,
+        "--data": data is not None,
+        "--export": export is not None,
+        "--serve": serve,
+    }
+    if sum(wanted.values()) != 1:
+        found = [name for name, given in wanted.items() if given]
+        raise click.UsageError(
+            "Expected one of IMAGEs, --data, --export and --serve after the model, found"
+            f" {' and '.join(found) or 'none'}."
+        )
     if images and out is None and json_file is None:
         raise click.UsageError("IMAGEs need --out, --json or both, and VIDEOs --out.")
     if data is not None and (out is None or json_file is not None):

@@ -356,7 +356,7 @@ def _clip_rows(lines: Sequence[dict[str, Any]]) -> list[list[str]]:
     return [[f"{score:.2f}", text] for score, text in sorted(rows, reverse=True)]
 
 
-async def _refuse_address(*_: Any) -> str:
+async def _refuse_address(*_: Any, **__: Any) -> str:
     raise ValueError("expected an uploaded file, found an address")
 
 

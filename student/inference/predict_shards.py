@@ -275,9 +275,8 @@ def predict_shards(
     with folder.claim(found, os.getcwd()) as claimed:
         if new := set(found).difference(claimed.images):
             logger.warning(
-                f"{out}: {count_noun(len(new), 'images')} are newer than the list of this"
-                f" prediction and are left out, first {min(new)}; --overwrite or a new --out"
-                " includes them"
+                f"{out}: left out {count_noun(len(new), 'images')} that were not there when this"
+                f" prediction began, first {min(new)}; --overwrite or a new --out includes them"
             )
         records = claimed.make(detector)
         if records is None:
@@ -296,8 +295,8 @@ def predict_shards(
     )
     for reason in list(failed.values())[:1]:
         logger.warning(
-            f"{out / INDEX}: lists {count_noun(len(failed), 'images')} that could not be read,"
-            f" first {reason}"
+            f"{count_noun(len(failed), 'images')} could not be read, see {out / INDEX}; the first:"
+            f" {reason}"
         )
 
 
@@ -433,7 +432,9 @@ class ClaimedFolder:
                 )
         total = sum(map(len, tasks))
         done = total - sum(map(len, pending))
-        if done:
+        if done == total:
+            logger.info(f"{folder}: the shards were finished before")
+        elif done:
             logger.info(f"{folder}: resuming after {done} of {total} images")
         _detectors.clear()
         threads = config.threads or threads_per_worker(config.mode)
