@@ -25,6 +25,7 @@ from student.inference.batch_predictor import Prediction, UnreadableImage
 from student.inference.detector import Detector
 from student.inference.postprocess import NUM_DETECTIONS, SelectionConfig
 from student.inference.results import HOIResult, build_result
+from student.utils.preemption import StopSignalHandler
 from student.weights.checkpoint_file import BEST, CHECKPOINT
 
 MAX_UPLOAD_MB = 200
@@ -108,7 +109,11 @@ def read_picture(detector: Detector, path: Path) -> Picture:
 
 
 def predict_clip(
-    detector: Detector, path: Path, out: Path, config: PageConfig
+    detector: Detector,
+    path: Path,
+    out: Path,
+    config: PageConfig,
+    stop: StopSignalHandler | None = None,
 ) -> tuple[Path, list[dict[str, Any]]]:
     """Detects and tracks the interactions in an uploaded video.
 
@@ -117,6 +122,7 @@ def predict_clip(
         path: the video.
         out: folder for the drawn video.
         config: which interactions are drawn, and the settings of clips.
+        stop: ends the prediction by `SystemExit` or `KeyboardInterrupt` when its `request` is set.
 
     Returns:
         The drawn video, and the lines of `predict_video`.
@@ -149,7 +155,17 @@ def predict_clip(
     drawn, lines = folder / f"{path.stem}.mp4", folder / "lines.jsonl"
     every = max(config.every, math.ceil(num_frames / MAX_CLIP_FRAMES))
     settings = {"every": every, "smooth": config.smooth}
-    predict_video(detector, path, drawn, lines, config.selection, every, config.smooth, settings)
+    predict_video(
+        detector,
+        path,
+        drawn,
+        lines,
+        config.selection,
+        every,
+        config.smooth,
+        settings,
+        stop=stop,
+    )
     found = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
     lines.unlink()
     found[0]["video"] = path.name
@@ -161,6 +177,7 @@ def build_page(
     config: PageConfig,
     open_with: Callable[[str], Detector] | None,
     uploads: Path,
+    stop: StopSignalHandler,
 ) -> Any:
     """The page as gradio `Blocks`.
 
@@ -170,6 +187,7 @@ def build_page(
         open_with: opens the detector with the further actions of a text; None for a page without a
             box for them.
         uploads: the folder in which gradio puts uploaded files, for drawn clips too.
+        stop: ends predictions of clips when its `request` is set.
     """
     import gradio as gr
 
@@ -199,7 +217,9 @@ def build_page(
 
     def show_clip(path: Path, threshold: float, top: float) -> dict[Any, Any]:
         chosen = replace(selection, threshold=threshold, top=int(top))
-        video, lines = predict_clip(current[0], path, uploads, replace(config, selection=chosen))
+        video, lines = predict_clip(
+            current[0], path, uploads, replace(config, selection=chosen), stop
+        )
         rows = _clip_rows(lines)
         unseen = sum(action.startswith("★") for _, action in rows)
         return {

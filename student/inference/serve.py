@@ -32,6 +32,7 @@ from pipeline.utils.signals import exit_on_sigterm
 from student.inference.detector import Detector
 from student.inference.page import MAX_ACTIONS_TEXT, MAX_UPLOAD_MB, PageConfig, build_page
 from student.models.text_head import TextVerbHead
+from student.utils.preemption import StopRequest, StopSignalHandler
 from teacher_cache.reader.cache import open_cache
 
 logger = get_logger(__name__)
@@ -152,7 +153,9 @@ def serve(
         os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
         import uvicorn
 
-        app = build_app(detector, config, encoder, Path(folder))
+        # Without handlers of signals, which uvicorn has. The process ends only with its threads.
+        stop = StopSignalHandler()
+        app = build_app(detector, config, encoder, Path(folder), stop)
         host, port = listener.getsockname()[:2]
         if host not in LOOPBACK:
             logger.warning("everyone who reaches this address can use the page, without a password")
@@ -166,7 +169,10 @@ def serve(
             timeout_graceful_shutdown=1,
             ws="none",
         )
-        uvicorn.Server(settings).run(sockets=[listener])
+        try:
+            uvicorn.Server(settings).run(sockets=[listener])
+        finally:
+            stop.request = StopRequest.REQUEUE
 
 
 @contextmanager
@@ -207,7 +213,11 @@ def listen(host: str, port: int) -> Iterator[socket.socket]:
 
 
 def build_app(
-    detector: Detector, config: PageConfig, encoder: ActionEncoder | None, folder: Path
+    detector: Detector,
+    config: PageConfig,
+    encoder: ActionEncoder | None,
+    folder: Path,
+    stop: StopSignalHandler,
 ) -> Any:
     """The page as an ASGI application; see `serve`."""
     import gradio
@@ -221,7 +231,7 @@ def build_app(
     open_with = None if encoder is None else partial(encoder.open, folder=folder)
     return gradio.mount_gradio_app(
         app,
-        build_page(detector, config, open_with, folder / UPLOADS),
+        build_page(detector, config, open_with, folder / UPLOADS, stop),
         path="/",
         # Fonts of the system; others would be loaded from the internet.
         theme=gradio.themes.Default(

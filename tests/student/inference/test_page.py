@@ -12,6 +12,7 @@ from pipeline.utils.errors import InputError
 from student.inference import page
 from student.inference.page import PageConfig, predict_clip, read_picture
 from student.inference.postprocess import SelectionConfig
+from student.utils.preemption import StopRequest, StopSignalHandler
 
 
 @pytest.mark.parametrize("options", [{}, {"threshold": 0, "top": 100}, {"nms": NmsConfig()}])
@@ -72,6 +73,14 @@ def test_clips(toy_detector, write_clip, tmp_path, config, monkeypatch):
     monkeypatch.setattr(page, "MAX_CLIP_SECONDS", 0.1)
     with pytest.raises(InputError, match=r"clip\.mp4: expected a clip of at most 0\.1 seconds"):
         predict_clip(toy_detector, tmp_path / "clip.mp4", tmp_path / "out", config)
+
+
+def test_a_stop_ends_the_prediction_of_a_clip(toy_detector, write_clip, tmp_path, config):
+    pytest.importorskip("trackers", reason="trackers is not installed")
+    stop = StopSignalHandler()
+    stop.request = StopRequest.REQUEUE
+    with pytest.raises(SystemExit):
+        predict_clip(toy_detector, write_clip("clip.mp4"), tmp_path / "out", config, stop)
 
 
 @pytest.mark.parametrize(
