@@ -47,6 +47,11 @@ def content(folder):
     }
 
 
+def step_of(drawings):
+    """The step of a validation, from its folder of drawings."""
+    return int(drawings.name.removeprefix("step-"))
+
+
 def test_files_of_a_run_folder(finished, dataset, vocabulary):
     out, returned = finished
     names = {"checkpoint.pt", "config.json", "metrics.jsonl", "predictions.json", "results.json"}
@@ -93,7 +98,8 @@ def test_validation_may_keep_the_best_checkpoint(configure_run, tmp_path, monkey
         trained.add(self.records[key[1]].id)
         return original(self, key)
 
-    def evaluate(self, model, run, step, execution):
+    def evaluate(self, predictor, execution, drawings):
+        step = step_of(drawings)
         assert not {record.id for record in self.records} & trained and len(self.records) == 4
         if step == 6 and not any("resuming at step" in line for line in messages):
             raise Killed
@@ -124,8 +130,8 @@ def test_a_run_stops_early(configure_run, tmp_path, monkeypatch, messages):
     """Two validations after the best one, without a better score; also if it is killed then."""
     scores, killed = [0.25, 0.5, 0.5, 0.25, 0.75], []
 
-    def evaluate(self, model, run, step, execution):
-        return {"seen": scores[step // 3 - 1]}
+    def evaluate(self, predictor, execution, drawings):
+        return {"seen": scores[step_of(drawings) // 3 - 1]}
 
     def draw(*given, **options):
         if not killed:

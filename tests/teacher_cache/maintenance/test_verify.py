@@ -333,7 +333,7 @@ def test_a_rescored_cache_is_repaired_from_its_source(finished, tmp_path):
 
 def test_no_repair_while_a_build_is_running(copy):
     flip_bit(copy / SHARD_FILES[1])
-    with lock_folder(copy), pytest.raises(InputError, match=r"another builder .* is at work here"):
+    with lock_folder(copy), pytest.raises(InputError, match=r"another command .* is at work here"):
         verify_cache(copy, repair=True)
     assert SHARD_FILES[1] in find_problems(copy)
 
