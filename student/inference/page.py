@@ -362,16 +362,19 @@ def _is_image(path: Path) -> bool:
 def _clip_rows(lines: Sequence[dict[str, Any]]) -> list[list[str]]:
     """A row for every action of a tracked pair: its best score, and the action with the ids and
     the time in seconds; the best first."""
-    found: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
+    found: dict[tuple[str, bool, str], list[tuple[float, float]]] = {}
     for line in lines[1:]:
+        names = [f"{box['label']} {box['id']}".replace("_", " ") for box in line["boxes"]]
         for one in line["interactions"]:
-            key = (one["action"], one["unseen"], one["person_id"], one["object_id"])
+            rows_of_boxes = (row for row in (one["person"], one["object"]) if row is not None)
+            key = (one["action"], one["unseen"], ", ".join(names[row] for row in rows_of_boxes))
             found.setdefault(key, []).append((one["score"], line["time"]))
     rows = []
-    for (action, unseen, person, thing), entries in found.items():
-        times = [time for _, time in entries]
-        ids = f"person {person}" + ("" if thing is None else f", object {thing}")
-        text = f"{'★ ' * unseen}{action} ({ids}; {min(times):.1f} to {max(times):.1f} s)"
+    for (action, unseen, ids), entries in found.items():
+        seconds = [time for _, time in entries]
+        first, last = f"{min(seconds):.1f}", f"{max(seconds):.1f}"
+        times = first if first == last else f"{first} to {last}"
+        text = f"{'★ ' * unseen}{action} ({ids}; {times} s)"
         rows.append((max(score for score, _ in entries), text))
     return [[f"{score:.2f}", text] for score, text in sorted(rows, reverse=True)]
 
@@ -391,8 +394,9 @@ def _introduction(detector: Detector) -> str:
         "# People, objects and their actions\n"
         f"The model **{file.parent.name if file.name in (CHECKPOINT, BEST) else file.stem}** knows"
         f" {count_noun(vocabulary.num_interactions, 'interactions')}{unseen}. Pictures may have"
-        f" {MAX_MEGAPIXELS} megapixels, clips {MAX_CLIP_SECONDS} seconds, files {MAX_UPLOAD_MB} MB;"
-        " they are deleted after an hour."
+        f" {MAX_MEGAPIXELS} megapixels, clips {MAX_CLIP_SECONDS} seconds (of which at most"
+        f" {MAX_CLIP_FRAMES} frames are detected), files {MAX_UPLOAD_MB} MB; they are deleted after"
+        " an hour."
     )
 
 

@@ -26,6 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipeline.utils.cli import EXIT_INTERRUPTED
 from pipeline.utils.errors import InputError
 from pipeline.utils.logging import get_logger
 from pipeline.utils.signals import exit_on_sigterm
@@ -160,7 +161,6 @@ def serve(
         if host not in LOOPBACK:
             logger.warning("everyone who reaches this address can use the page, without a password")
         shown = f"[{host}]" if ":" in host else host
-        print(f"page at http://{shown}:{port} (Ctrl-C ends it)", flush=True)
         debug = logger.isEnabledFor(logging.DEBUG)
         settings = uvicorn.Config(
             app,
@@ -170,7 +170,11 @@ def serve(
             ws="none",
         )
         try:
+            print(f"page at http://{shown}:{port} (Ctrl-C ends it)", flush=True)
             uvicorn.Server(settings).run(sockets=[listener])
+        except KeyboardInterrupt:
+            # There is nothing to resume, as the message about an interruption would say.
+            sys.exit(EXIT_INTERRUPTED)
         finally:
             stop.request = StopRequest.REQUEUE
 
@@ -188,7 +192,9 @@ def listen(host: str, port: int) -> Iterator[socket.socket]:
             taken.
     """
     for package in ("gradio", "uvicorn"):
-        if importlib.util.find_spec(package) is None:
+        spec = importlib.util.find_spec(package)
+        # pip may leave a folder of files that a package has made since, which can be imported too.
+        if spec is None or spec.origin is None:
             raise InputError(
                 f"--serve: expected the package {package}, found none; pip install '.[demo]'"
             )

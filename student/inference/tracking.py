@@ -5,7 +5,7 @@ The boxes are tracked by ByteTrack (Zhang et al., ECCV 2022) of the package `tra
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
 import numpy as np
@@ -94,6 +94,10 @@ class PairTracker:
         box_scores = np.full(len(detections.boxes), -1.0)
         for rows in hois[:, :2].T:
             np.maximum.at(box_scores, rows[rows >= 0], scores[rows >= 0])
+        # ByteTrack's Kalman filter raises for other boxes.
+        is_finite = np.isfinite(detections.boxes).all(axis=1)
+        box_scores[~is_finite] = -1.0
+        detections = replace(detections, boxes=np.where(is_finite[:, None], detections.boxes, 0))
         same = _merge_boxes(detections, box_scores)
         ids = self._track(detections, box_scores, np.unique(same[box_scores >= 0]))
         # An interaction without object reads the additional last entry.

@@ -115,14 +115,18 @@ def test_files_that_are_no_clip(toy_detector, tmp_path, config, monkeypatch):
 
 
 def test_rows_of_a_clip():
-    def line(time, *interactions):
-        names = ("action", "unseen", "person_id", "object_id", "score")
-        found = [dict(zip(names, one, strict=True)) for one in interactions]
-        return {"time": time, "interactions": found}
+    boxes = [
+        {"label": name, "id": number} for name, number in (("person", 1), ("traffic_light", 2))
+    ]
 
-    ride, walk = ("ride horse", True, 1, 2), ("walk", False, 3, None)
-    lines = [{}, line(0.0, (*ride, 0.4), (*walk, 0.5)), line(0.5), line(1.0, (*ride, 0.6))]
+    def line(time, *interactions):
+        names = ("action", "unseen", "person", "object", "score")
+        found = [dict(zip(names, one, strict=True)) for one in interactions]
+        return {"time": time, "boxes": boxes, "interactions": found}
+
+    watch, walk = ("watch light", True, 0, 1), ("walk", False, 0, None)
+    lines = [{}, line(9.5, (*watch, 0.4), (*walk, 0.5)), line(9.75), line(10.25, (*watch, 0.6))]
     assert page._clip_rows(lines) == [
-        ["0.60", "★ ride horse (person 1, object 2; 0.0 to 1.0 s)"],
-        ["0.50", "walk (person 3; 0.0 to 0.0 s)"],
+        ["0.60", "★ watch light (person 1, traffic light 2; 9.5 to 10.2 s)"],
+        ["0.50", "walk (person 1; 9.5 s)"],
     ]

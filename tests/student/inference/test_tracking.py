@@ -203,3 +203,10 @@ def test_ended_tracks_are_forgotten(track):
 def test_no_threshold_and_empty_frames(track):
     found = track([[], [hold(0.0)], [], [hold(0.001)]], threshold=0.0, smooth=0.5)
     assert [tracked.ids.tolist() for tracked in found] == [[], [1, 2], [], [1, 2]]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_boxes_that_are_not_finite_have_no_track(track, toy, value):
+    frames = [[hold(0.9)], [hold(0.9), hold(0.8, [value] * 4, [value] * 4)], [hold(0.9)]]
+    for found in track(frames):
+        assert ids(found, toy).keys() == {"person 1", "ball 2"}
