@@ -26,6 +26,7 @@ PUBLISHED = {
 STEPS, SAME_MATCHES = 50, 20
 
 
+@pytest.mark.slow
 def test_the_first_losses(make_trainer):
     trainer = make_trainer("run", interactive_threshold=0.5, **PUBLISHED)
     train_step = trainer.train_step
