@@ -105,10 +105,12 @@ def predict_images(
     """
     no_videos = "videos need --out" if out is None else missing_video_packages()
     images, videos, problems, skipped = find_images(patterns, out, no_videos)
+    if not images and not videos:
+        reasons = problems + skipped
+        raise InputError("; ".join(reasons) or "expected at least one image or video, found none")
     for line in problems + skipped:
         logger.warning(line)
-    if not images and not videos:
-        raise InputError("expected at least one image or video, found none")
+    is_only = len(videos) + len(images) == 1
     if json_file is not None:
         refuse_existing(json_file, overwrite)
         if not images:
@@ -123,7 +125,7 @@ def predict_images(
     failed = []
     if images:
         failed = _predict_images(
-            detector, list(images), planned, out, results, selection, batch_size, workers
+            detector, list(images), planned, out, results, selection, batch_size, workers, is_only
         )
         if json_file is not None:
             entries = [results[index] for index in sorted(results)]
@@ -145,7 +147,7 @@ def predict_images(
             video_settings,
             batch_size,
             overwrite,
-            is_only=len(videos) + len(images) == 1,
+            is_only,
         )
     reasons = [f"{len(failed)} of {len(images)} images could not be read"] if failed else []
     if num_broken:
@@ -166,9 +168,10 @@ def _predict_images(
     selection: SelectionConfig,
     batch_size: int,
     workers: int | None,
+    is_only: bool,
 ) -> list[dict[str, Any]]:
     """Predicts the images whose index is not in `results`, and adds them there; returns those that
-    could not be read, with the reasons."""
+    could not be read, with the reasons, which are raised for the only input."""
     remaining = [index for index in range(len(paths)) if index not in results]
     failed = []
     with Progress(len(paths), "predicting", "images", initial=len(results)) as progress:
@@ -188,6 +191,8 @@ def _predict_images(
                 results[index] = result
             # Drawing reads the file again, which may be gone by then.
             except InputError as error:
+                if is_only:
+                    raise
                 logger.warning(str(error))
                 failed.append({"image": str(paths[index]), "reason": str(error)})
             progress.update()

@@ -103,7 +103,7 @@ def test_an_unreadable_file_exits_with_2_at_the_end(run, toy_checkpoint, write_i
         (["RUN", "a.jpg", "--out", "o", "--port", "1"], "--host, --port and --cache need --serve"),
         (["RUN", "--serve", "--cache", "c", "--prompts", "p"], "either --prompts or --cache"),
         (["RUN", "--serve", "--port", "70000"], "--port"),
-        (["RUN", "x*.jpg", "--out", "o"], "expected at least one image"),
+        (["RUN", "x*.jpg", "--out", "o"], "x*.jpg: no file matches"),
         (["RUN", "--data", "gone", "--out", "o"], "gone: no such dataset folder"),
         (["gone", "--export", "onnx", "x.onnx"], "gone: no such file"),
     ],

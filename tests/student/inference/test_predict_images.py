@@ -250,3 +250,9 @@ def test_results_never_replace_an_input_image(tmp_path):
         InputError, match=r"--out: expected a folder without input files, found .*a.jpg"
     ):
         plan_outputs({image: Path("a.jpg")}, tmp_path)
+
+
+def test_the_only_image_is_reported_in_one_line(toy_detector, tmp_path, messages):
+    with pytest.raises(InputError, match=r"^gone\.jpg: no such"):
+        predict_images(toy_detector, ["gone.jpg"], tmp_path / "out", None, SelectionConfig(0.1, 5))
+    assert messages == []
