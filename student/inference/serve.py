@@ -169,9 +169,16 @@ def serve(
             timeout_graceful_shutdown=1,
             ws="none",
         )
+
+        class Server(uvicorn.Server):
+            """Prints the address when the page is there, and Ctrl-C is handled by uvicorn."""
+
+            async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+                await super().startup(sockets)
+                print(f"page at http://{shown}:{port} (Ctrl-C ends it)", flush=True)
+
         try:
-            print(f"page at http://{shown}:{port} (Ctrl-C ends it)", flush=True)
-            uvicorn.Server(settings).run(sockets=[listener])
+            Server(settings).run(sockets=[listener])
         except KeyboardInterrupt:
             # There is nothing to resume, as the message about an interruption would say.
             sys.exit(EXIT_INTERRUPTED)
