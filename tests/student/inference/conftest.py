@@ -1,9 +1,11 @@
 import struct
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from student.inference.batch_predictor import BatchPredictor
 from student.inference.detector import Detector
 
 
@@ -104,3 +106,23 @@ def read_clip():
         return times, images, num_packets
 
     return read
+
+
+@pytest.fixture
+def predicted(monkeypatch):
+    """Names of predicted images, of which the one after `stop_at` ends with Ctrl-C."""
+
+    class Names(list):
+        stop_at = None
+
+    stream, names = BatchPredictor.stream, Names()
+
+    def recorded(self, sources, *arguments):
+        for one in stream(self, sources, *arguments):
+            if len(names) == names.stop_at:
+                raise KeyboardInterrupt
+            names.append(Path(sources[one.index]).name)
+            yield one
+
+    monkeypatch.setattr(BatchPredictor, "stream", recorded)
+    return names

@@ -1,5 +1,4 @@
 import shutil
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -8,7 +7,6 @@ from evaluation.predictions import read_predictions
 from pipeline.cluster.modes import ArrayShare
 from pipeline.datasets.dataset import open_dataset
 from pipeline.utils.errors import InputError
-from student.inference.batch_predictor import BatchPredictor
 from student.inference.detector import Detector
 from student.inference.postprocess import SelectionConfig
 from student.inference.predict_dataset import predict_dataset
@@ -48,26 +46,6 @@ def test_threshold_and_top(predict, tmp_path):
     assert all((one.scores >= least - 1e-6).all() for one in again)
     assert len(again[0].scores) == 2
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions.json"]
-
-
-@pytest.fixture
-def predicted(monkeypatch):
-    """Names of predicted images; `stop_at` is the number after which Ctrl-C follows, if any."""
-
-    class Names(list):
-        stop_at = None
-
-    stream, names = BatchPredictor.stream, Names()
-
-    def recorded(self, sources, *arguments):
-        for one in stream(self, sources, *arguments):
-            if len(names) == names.stop_at:
-                raise KeyboardInterrupt
-            names.append(Path(sources[one.index]).name)
-            yield one
-
-    monkeypatch.setattr(BatchPredictor, "stream", recorded)
-    return names
 
 
 def test_an_interrupted_command_is_resumed(predict, predicted, tmp_path):

@@ -13,7 +13,6 @@ import pytest
 from pipeline.cluster.modes import ArrayShare
 from pipeline.utils.errors import InputError
 from student.inference import predict_shards as module
-from student.inference.batch_predictor import BatchPredictor
 from student.inference.detector import DetectorSource
 from student.inference.postprocess import SelectionConfig
 from student.inference.predict_images import predict_images
@@ -111,26 +110,6 @@ def test_names_that_are_not_utf_8(predict, folder, tmp_path):
     (tmp_path / "out/shards/00000.jsonl").unlink()
     predict()
     assert "failed" not in rows(tmp_path / "out")[0]
-
-
-@pytest.fixture
-def predicted(monkeypatch):
-    """Names of predicted images, of which the one after `stop_at` ends with Ctrl-C."""
-
-    class Names(list):
-        stop_at = None
-
-    stream, names = BatchPredictor.stream, Names()
-
-    def recorded(self, sources, *arguments):
-        for one in stream(self, sources, *arguments):
-            if len(names) == names.stop_at:
-                raise KeyboardInterrupt
-            names.append(Path(sources[one.index]).name)
-            yield one
-
-    monkeypatch.setattr(BatchPredictor, "stream", recorded)
-    return names
 
 
 def test_a_stopped_prediction_is_resumed(predict, predicted, tmp_path, messages):
