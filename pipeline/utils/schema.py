@@ -40,7 +40,9 @@ NAMES: dict[type, str] = {
 }
 
 
-def convert(value: Any, kind: type[Kind], file: object, where: str = "") -> Kind:
+def convert(
+    value: Any, kind: type[Kind], file: object, where: str = "", strict: bool = True
+) -> Kind:
     """The content of a file, or a part of it, as a value of the type `kind`.
 
     Args:
@@ -48,12 +50,13 @@ def convert(value: Any, kind: type[Kind], file: object, where: str = "") -> Kind
         kind: a type that msgspec knows, as a class, a struct or an annotated type.
         file: path or name of the file, for errors.
         where: the field of `value` in the file, for errors.
+        strict: False also accepts texts for numbers and booleans, as on a command line.
 
     Raises:
         InputError: a field is missing, unknown or of another type.
     """
     try:
-        return msgspec.convert(value, kind, dec_hook=_to_path)
+        return msgspec.convert(value, kind, strict=strict, dec_hook=_to_path)
     except msgspec.ValidationError as error:
         raise _to_input_error(str(error), value, kind, file, where) from None
 
