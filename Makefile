@@ -16,6 +16,10 @@ SEEDS ?= 0,1,2
 RERUN ?= 0
 TESTS ?= tests
 
+# Without the bytecode files of torch and of the libraries, which uv does not write at the installation, each
+# of the many processes that tests start compiles them, which takes longer than everything else in its start.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo study test test-slow test-all test-gpu test-lowest test-wheel coverage docs lint clean
 
 # $(call INSTALL,ENVIRONMENT,PACKAGES). Without an NVIDIA driver, torch's CPU build is installed, which is
