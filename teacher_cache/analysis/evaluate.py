@@ -31,10 +31,10 @@ from pipeline.vocabulary import Vocabulary
 from teacher_cache.analysis.figures import draw_teacher_scores
 from teacher_cache.detectors.pairing import pair_labels
 from teacher_cache.reader.cache import open_cache
+from teacher_cache.reader.detections import pair_detections
 from teacher_cache.reader.format import ANNOTATED, PROPOSED, TeacherOutputs
 
-# Detections per image that HICO-DET's protocol evaluates, and the IoU of a match.
-MAX_TRIPLETS = 100
+# IoU of a match in HICO-DET's protocol.
 MIN_IOU = 0.5
 # mAP over all interactions but `no_interaction`, which has no soft targets.
 ACTIONS_GROUP = "actions"
@@ -133,7 +133,7 @@ def evaluate_teacher(
         outputs = teacher[annotation.image_id]
         matches.append(match_annotated_pairs(annotation, outputs, vocabulary))
         for source, found in detections.items():
-            found.append(teacher_detections(annotation.image_id, outputs, vocabulary, source))
+            found.append(pair_detections(annotation.image_id, outputs, vocabulary, source))
     scores = {
         source: evaluate(loaded.annotations, found, vocabulary, setting)
         for source, found in detections.items()
@@ -247,41 +247,6 @@ def format_teacher_scores(scores: TeacherScores) -> list[str]:
             + "".join(f"{format_percent(cell):>12}" for cell in cells)
         )
     return lines
-
-
-def teacher_detections(
-    image_id: str, outputs: TeacherOutputs, vocabulary: Vocabulary, source: int = PROPOSED
-) -> Detections:
-    """The teacher's outputs for an image as detections of interactions.
-
-    The score of a pair and verb is the verb's probability times both detector scores. The 100
-    highest ones are kept; equal boxes become one box.
-
-    Args:
-        image_id: id of the image.
-        outputs: pairs and probabilities of the image.
-        vocabulary: the cache's vocabulary.
-        source: `ANNOTATED` or `PROPOSED`, the pairs to use.
-    """
-    selected = outputs.pairs.sources == source
-    weights = outputs.pairs.human_scores * outputs.pairs.object_scores * selected
-    scores = outputs.probabilities * weights[:, None]
-    # A stable sort, so that equal scores are cut off in the same way on all machines.
-    order = np.argsort(-scores, axis=None, kind="stable")[:MAX_TRIPLETS]
-    order = order[scores.ravel()[order] > 0]
-    pair, verb = np.unravel_index(order, scores.shape)
-    person_labels = np.full(len(pair), vocabulary.person, dtype=np.int64)
-    boxes = np.concatenate([outputs.pairs.human_boxes[pair], outputs.pairs.object_boxes[pair]])
-    labels = np.concatenate([person_labels, outputs.pairs.object_labels[pair]])
-    distinct, rows = np.unique(np.column_stack([boxes, labels]), axis=0, return_inverse=True)
-    human_rows, object_rows = rows.reshape(2, -1)
-    return Detections(
-        image_id=image_id,
-        boxes=distinct[:, :4].astype(np.float32),
-        labels=distinct[:, 4].astype(np.int64),
-        hois=np.stack([human_rows, object_rows, verb], axis=1),
-        scores=scores.ravel()[order].astype(np.float32),
-    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,10 +11,9 @@ from teacher_cache.analysis.evaluate import (
     evaluate_teacher,
     match_annotated_pairs,
     score_pairs,
-    teacher_detections,
 )
 from teacher_cache.detectors.pairing import annotated_pairs, concatenate_pairs
-from teacher_cache.reader.format import ANNOTATED, TeacherOutputs
+from teacher_cache.reader.format import TeacherOutputs
 
 
 @pytest.fixture
@@ -110,33 +109,6 @@ def make_outputs(annotation, proposals, probabilities):
         for verb, probability in entries.items():
             table[row, verb] = probability
     return TeacherOutputs(pairs, table, np.zeros(len(pairs), int), np.zeros((1, 4)), None)
-
-
-def test_detections_are_scored_proposals(vocabulary):
-    image = make_annotation([0, 1, RIDE])
-    proposals = [(BOXES[0], BOXES[1], HORSE, 0.9, 0.5), (BOXES[0], BOXES[2], BALL, 0.9, 0.8)]
-    given = make_outputs(image, proposals, [{RIDE: 1}, {RIDE: 0.75}, {HOLD: 0.5, THROW: 0.25}])
-    found = teacher_detections("a", given, vocabulary)
-    assert found.boxes.shape == (3, 4), "the person's box occurs once"
-    np.testing.assert_array_equal(found.hois[:, 2], [HOLD, RIDE, THROW])
-    np.testing.assert_allclose(found.scores, [0.36, 0.3375, 0.18], rtol=1e-5)
-    np.testing.assert_array_equal(found.labels[found.hois[:, 0]], [PERSON] * 3)
-    np.testing.assert_array_equal(found.labels[found.hois[:, 1]], [BALL, HORSE, BALL])
-    np.testing.assert_array_equal(found.boxes[found.hois[0, 1]], BOXES[2])
-    found = teacher_detections("a", given, vocabulary, ANNOTATED)
-    assert found.hois[:, 2].tolist() == [RIDE] and found.scores.tolist() == [1]
-    empty = teacher_detections("a", make_outputs(image, [], [{RIDE: 1}]), vocabulary)
-    assert empty.boxes.shape == (0, 4) and empty.hois.shape == (0, 3)
-
-
-def test_at_most_a_hundred_detections(vocabulary):
-    image = make_annotation()
-    rng = np.random.default_rng(0)
-    proposals = [(BOXES[0], BOXES[1], HORSE, 1, score) for score in rng.random(40)]
-    given = make_outputs(image, proposals, [dict.fromkeys(range(10), 0.1)] * 40)
-    found = teacher_detections("a", given, vocabulary)
-    assert len(found.scores) == 100
-    assert (np.diff(found.scores) <= 0).all()
 
 
 def rate(vocabulary, *images):
