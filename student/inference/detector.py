@@ -160,6 +160,8 @@ class Detector:
             batch_size: maximum number of images per batch; only images of one size share a batch.
             selection: `threshold` (0.3), `top` (10) and `nms` (None), see `SelectionConfig`;
                 `evaluation.hico.nms.NmsConfig()` has the settings of `eoid-predict --nms`.
+                `no_interaction=True` also gives pairs of the verb `no_interaction`, which are left
+                out otherwise.
 
         Returns:
             One `HOIResult`; for a list, a list in the same order.
@@ -209,5 +211,5 @@ class Detector:
         self, prediction: Prediction, selection: SelectionConfig, image: ImageInput
     ) -> HOIResult:
         """The result of an image that the predictor has predicted."""
-        kept = selection.select(prediction.detections)
+        kept = selection.select(prediction.detections, self.vocabulary)
         return build_result(kept, prediction.size, self.vocabulary, self.unseen, image)

@@ -28,6 +28,8 @@ class SelectionConfig:
         threshold: minimum score of an interaction.
         top: maximum number of interactions per image.
         nms: settings of a pairwise NMS that is applied first; None applies none.
+        no_interaction: also keep the verb `no_interaction`, which benchmarks score like others. A
+            user who asks for interactions gets none of it.
 
     Raises:
         InputError: a value is out of range.
@@ -36,6 +38,7 @@ class SelectionConfig:
     threshold: float = 0.3
     top: int = 10
     nms: NmsConfig | None = None
+    no_interaction: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
@@ -43,11 +46,14 @@ class SelectionConfig:
         if self.top < 1:
             raise InputError(f"top: expected at least 1, found {self.top}")
 
-    def select(self, detections: Detections) -> Detections:
+    def select(self, detections: Detections, vocabulary: Vocabulary) -> Detections:
         """The kept detections; all boxes remain."""
         if self.nms is not None:
             detections = pairwise_nms(detections, self.nms)
-        kept = np.flatnonzero(detections.scores >= self.threshold)[: self.top]
+        is_kept = detections.scores >= self.threshold
+        if not self.no_interaction:
+            is_kept &= detections.hois[:, 2] != vocabulary.no_interaction
+        kept = np.flatnonzero(is_kept)[: self.top]
         return replace(detections, hois=detections.hois[kept], scores=detections.scores[kept])
 
 

@@ -77,10 +77,13 @@ def predict_dataset(
         "folder": str(images),
         "usable": sha256_of_json(usable),
     }
+    # Benchmarks count "no interaction".
+    config = replace(
+        config, exact=True, selection=replace(config.selection, no_interaction=True)
+    )
     settings = prediction_settings(detector, config.selection)
     # Without an array nobody else uses the shards, and other settings start again.
     replaceable = config.share is None
-    config = replace(config, exact=True)
     folder = ShardFolder(partial, settings, list_settings, config, overwrite=replaceable)
     with folder.claim(usable, str(images)) as claimed:
         records = claimed.make(detector)

@@ -167,7 +167,9 @@ def make_shard(task: ShardTask, on_progress: Callable[[int], None]) -> ShardReco
             # The reason begins with the path.
             row = {"failed": name + prediction.reason.removeprefix(path), "image": name}
         elif config.exact:
-            row = _to_json(config.selection.select(prediction.detections)) | {"image_id": name}
+            row = _to_json(
+                config.selection.select(prediction.detections, detector.vocabulary)
+            ) | {"image_id": name}
         else:
             row = detector.result(prediction, config.selection, path).to_dict() | {"image": name}
         lines[prediction.index] = _to_line(row)

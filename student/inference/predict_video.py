@@ -204,14 +204,16 @@ def _detect(
 def _draw(
     image: Image.Image, tracked: TrackedDetections, detector: Detector, size: tuple[int, int]
 ) -> Image.Image:
-    """Draws all interactions except "no interaction"."""
-    content, vocabulary = tracked.detections, detector.vocabulary
-    shown = content.hois[:, 2] != vocabulary.no_interaction
-    content = Detections(
-        content.image_id, content.boxes, content.labels, content.hois[shown], content.scores[shown]
-    )
     colours = {pair: PAIR_COLOURS[slot % len(PAIR_COLOURS)] for pair, slot in tracked.slots.items()}
-    return draw_tracked(image, content, vocabulary, detector.unseen, tracked.ids, colours, size)
+    return draw_tracked(
+        image,
+        tracked.detections,
+        detector.vocabulary,
+        detector.unseen,
+        tracked.ids,
+        colours,
+        size,
+    )
 
 
 def _build_line(frame: Frame, tracked: TrackedDetections, detector: Detector) -> dict[str, Any]:

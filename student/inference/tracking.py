@@ -72,7 +72,7 @@ class PairTracker:
     def __init__(
         self, vocabulary: Vocabulary, selection: SelectionConfig, smooth: float, lost_frames: int
     ) -> None:
-        self._person, self._selection, self._smooth = vocabulary.person, selection, smooth
+        self._vocabulary, self._selection, self._smooth = vocabulary, selection, smooth
         self._lost_frames = lost_frames
         self._low = selection.threshold * LOW_SHARE
         self._trackers: dict[int, ByteTrackTracker] = {}
@@ -181,7 +181,13 @@ class PairTracker:
         smoothed: dict[tuple[PairId, int], float],
         detected: dict[tuple[PairId, int], float],
     ) -> TrackedDetections:
-        likely = [key for key in smoothed if smoothed[key] >= self._selection.threshold]
+        # "No interaction" is left out only here, because its boxes continue tracks.
+        left_out = None if self._selection.no_interaction else self._vocabulary.no_interaction
+        likely = [
+            (pair, verb)
+            for (pair, verb), score in smoothed.items()
+            if score >= self._selection.threshold and verb != left_out
+        ]
         kept = sorted(likely, key=lambda key: -smoothed[key])[: self._selection.top]
         used = sorted({number for pair, _ in kept for number in pair if number})
         index = {number: row for row, number in enumerate(used)} | {0: -1}

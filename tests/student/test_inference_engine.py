@@ -178,12 +178,13 @@ def test_images_parts_and_python(detector, mixed, expected, tmp_path, batch_size
         results = {name: pairwise_nms(found, nms) for name, found in results.items()}
         assert count(results) < count(expected)
     paths, file = image_paths(mixed), tmp_path / "images.json"
-    selection = SelectionConfig(0.0, 100, nms)
+    selection = SelectionConfig(0.0, 100, nms, no_interaction=True)
     config = ShardConfig(selection, batch_size=batch_size, workers=1)
     predictions = predict_dataset(detector, open_dataset(mixed), "test", tmp_path, config)
     assert_file_same(predictions, results, vocabulary)
     predict_images(detector, tuple(map(str, paths)), None, file, selection, batch_size, workers=1)
-    found = detector(paths, threshold=0.0, top=100, batch_size=batch_size, nms=nms)
+    settings = {"threshold": 0.0, "top": 100, "nms": nms, "no_interaction": True}
+    found = detector(paths, batch_size=batch_size, **settings)
     for one, entry, other in zip(found, read_json(file)["pictures"], results.values(), strict=True):
         hois = np.column_stack([one.pairs, one.verbs])
         assert_same(Detections(one.image, one.boxes, one.labels, hois, one.scores), other)

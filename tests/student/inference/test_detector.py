@@ -51,6 +51,15 @@ def test_boxes_refer_to_the_upright_image(toy_detector, write_image):
     same(toy_detector(path.with_name("lying.png"), **ALL), toy_detector(path, **ALL))
 
 
+def test_no_interaction_is_a_result_on_request_only(toy_detector, write_image):
+    path = write_image("a.png")
+    every = toy_detector(path, no_interaction=True, **ALL)
+    left_out = {action for action in every.actions if action.startswith("no interaction")}
+    found = toy_detector(path, **ALL)
+    assert left_out and not left_out.intersection(found.actions)
+    assert found.actions == tuple(one for one in every.actions if one not in left_out)
+
+
 def test_threshold_top_and_unseen_actions(toy_detector, write_image):
     path = write_image("a.png")
     found = toy_detector(path, **ALL)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.types import Detections
 from pipeline.vocabulary import Vocabulary
-from student.inference.postprocess import select_detections
+from student.inference.postprocess import SelectionConfig, select_detections
 
 VOCABULARY = Vocabulary(
     name="small",
@@ -95,3 +96,22 @@ def test_verbs_without_object_in_a_vocabulary_with_roles():
         (2, -1, 0): round(sigmoid[1], 4),
         (2, -1, 2): round(sigmoid[2], 4),
     }
+
+
+def test_no_interaction_is_left_out_before_the_best_are_taken(toy):
+    verbs = [toy.verbs.index(name) for name in ("no_interaction", "hold", "no_interaction", "kick")]
+    found = Detections(
+        image_id="a.jpg",
+        boxes=np.zeros((2, 4), np.float32),
+        labels=np.array([toy.person, toy.objects.index("ball")]),
+        hois=np.array([(0, 1, verb) for verb in verbs]),
+        scores=np.array([0.9, 0.8, 0.7, 0.6], np.float32),
+    )
+    kept = SelectionConfig(top=2).select(found, toy)
+    assert kept.hois[:, 2].tolist() == [verbs[1], verbs[3]] and len(kept.boxes) == 2
+    np.testing.assert_array_equal(kept.scores, found.scores[[1, 3]])
+    every = SelectionConfig(no_interaction=True).select(found, toy)
+    assert every.hois[:, 2].tolist() == verbs
+    # A vocabulary without this verb.
+    found = dataclasses.replace(found, hois=found.hois % 3)
+    assert len(SelectionConfig().select(found, VOCABULARY).hois) == 4

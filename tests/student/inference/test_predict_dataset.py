@@ -48,6 +48,11 @@ def test_threshold_and_top(predict, tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions.json"]
 
 
+def test_no_interaction_is_predicted_as_benchmarks_count_it(predict, toy_detector):
+    verb = toy_detector.vocabulary.no_interaction
+    assert any((one.hois[:, 2] == verb).any() for one in predict())
+
+
 def test_an_interrupted_command_is_resumed(predict, predicted, tmp_path):
     """At the shards that are not finished; the existing file is replaced at the end only."""
     predict(part="train", images_per_shard=3)

@@ -210,3 +210,15 @@ def test_boxes_that_are_not_finite_have_no_track(track, toy, value):
     frames = [[hold(0.9)], [hold(0.9), hold(0.8, [value] * 4, [value] * 4)], [hold(0.9)]]
     for found in track(frames):
         assert ids(found, toy).keys() == {"person 1", "ball 2"}
+
+
+def test_no_interaction_continues_a_track_but_is_no_result(track, toy):
+    """Also where smoothing would keep its score."""
+    frames = [[hold(0.9, moved(ADA, row), moved(ADAS_BALL, row))] for row in range(3)]
+    frames[1] = [hold(0.9, moved(ADA, 1), moved(ADAS_BALL, 1), verb="no_interaction")]
+    first, between, last = track(frames)
+    assert not len(between.detections.hois) and not len(between.ids)
+    assert first.ids.tolist() == last.ids.tolist() == [1, 2]
+    hold_verb = toy.verbs.index("hold")
+    for smoothed in track(frames, smooth=0.9):
+        assert smoothed.detections.hois[:, 2].tolist() == [hold_verb]
