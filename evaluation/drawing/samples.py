@@ -1,4 +1,4 @@
-"""Sample images of an evaluation: ground truth on the left, detections on the right."""
+"""Sample images of an evaluation: ground truth on the left, prediction on the right."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from evaluation.drawing.canvas import tile_images
+from evaluation.drawing.canvas import LABEL_COLOUR, WHITE, load_font, tile_images
 from evaluation.drawing.interactions import draw_interactions
 from evaluation.hico.matching import collect_triplets, match_triplets
 from evaluation.hico.nms import pairwise_nms
@@ -22,8 +22,9 @@ from pipeline.vocabulary import Vocabulary
 # Name of the folder in a run folder.
 SAMPLES_FOLDER = "pictures"
 NUM_SAMPLES = 4
-# In pixels: long side of each image, and the gap between the two.
+# In pixels: long side of each image, the gap between the two, height and font size of their titles.
 LONG_SIDE, GAP = 512, 8
+TITLE_HEIGHT, TITLE_SIZE = 24, 14
 
 
 def draw_samples(
@@ -51,12 +52,18 @@ def draw_samples(
         kept, number = pairwise_nms(detections[row]), len(ground_truth.hois)
         top = replace(kept, hois=kept.hois[:number], scores=kept.scores[:number])
         (tp_mask,) = true_positive_masks([top], [ground_truth], vocabulary)
-        drawings = [
-            draw_interactions(image, ground_truth, vocabulary, unseen, long_side=LONG_SIDE),
-            draw_interactions(image, top, vocabulary, unseen, tp_mask, LONG_SIDE),
-        ]
+        truth = draw_interactions(image, ground_truth, vocabulary, unseen, long_side=LONG_SIDE)
+        found = draw_interactions(image, top, vocabulary, unseen, tp_mask, LONG_SIDE)
+        drawings = [_add_title(truth, "ground truth"), _add_title(found, "prediction")]
         with atomic_write(folder / f"{Path(records[row].id).stem}.png") as temporary:
             tile_images(drawings, 2, GAP, "white").save(temporary, "PNG")
+
+
+def _add_title(drawing: Image.Image, title: str) -> Image.Image:
+    strip = Image.new("RGB", (drawing.width, TITLE_HEIGHT), LABEL_COLOUR)
+    middle = TITLE_HEIGHT / 2
+    ImageDraw.Draw(strip).text((middle, middle), title, WHITE, load_font(TITLE_SIZE), anchor="lm")
+    return tile_images([strip, drawing], 1, 0, "white")
 
 
 def sample_sheet(folder: Path) -> Image.Image | None:

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.drawing.samples import GAP, LONG_SIDE, NUM_SAMPLES, draw_samples
+from evaluation.drawing.samples import (
+    GAP,
+    LONG_SIDE,
+    NUM_SAMPLES,
+    TITLE_HEIGHT,
+    draw_samples,
+)
 from pipeline.types import Detections
 
 
@@ -25,7 +31,7 @@ def test_samples_are_always_the_same_images(dataset, annotations, toy, tmp_path,
         draw_samples(folder, records, chosen, found, toy, unseen=(1, 2))
         drawn.append({path.name: path.read_bytes() for path in folder.glob("*")})
         assert {Image.open(path).size for path in folder.glob("*")} <= {
-            (2 * LONG_SIDE + GAP, LONG_SIDE)
+            (2 * LONG_SIDE + GAP, LONG_SIDE + TITLE_HEIGHT)
         }
     assert drawn[0] == drawn[1] and len(drawn[0]) == min(NUM_SAMPLES, labelled)
 
@@ -50,6 +56,10 @@ def test_the_best_detections_are_drawn_and_marked(dataset, annotations, toy, tmp
         draw_samples(tmp_path / name, records, [chosen], [found], toy)
         (path,) = (tmp_path / name).iterdir()
         images.append(np.asarray(Image.open(path)))
+    # Both sides have a title, a different one.
+    titles = images[0][:TITLE_HEIGHT]
+    left, right = titles[:, :LONG_SIDE], titles[:, LONG_SIDE + GAP :]
+    assert (left > 200).any() and (right > 200).any() and not np.array_equal(left, right)
     # Low-scoring ones are left out; the ground truth is the same.
     assert np.array_equal(images[0], images[1])
     assert np.array_equal(images[0][:, :LONG_SIDE], images[2][:, :LONG_SIDE])
