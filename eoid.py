@@ -14,7 +14,8 @@ checkpoint. `open_dataset` and `open_cache` open a dataset folder and a teacher 
 
 from __future__ import annotations
 
-from importlib import import_module, metadata
+import sys
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -47,7 +48,10 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     # Importing this module loads neither torch nor h5py; the first use of a name does.
     if name == "__version__":
-        return metadata.version("eoid")
+        # It takes longer to import than all the rest.
+        from importlib.metadata import version
+
+        return version("eoid")
     if name in _MODULES:
         return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -55,3 +59,33 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+# Entry points of the commands. They are here and not in the commands' modules, whose imports take a
+# moment, in which Ctrl-C would end in a traceback.
+def _data() -> None:
+    _run("pipeline.cli")
+
+
+def _cache() -> None:
+    _run("teacher_cache.cli")
+
+
+def _train() -> None:
+    _run("student.cli")
+
+
+def _eval() -> None:
+    _run("evaluation.cli")
+
+
+def _predict() -> None:
+    _run("student.inference.cli")
+
+
+def _run(module: str) -> None:
+    try:
+        import_module(module).main()
+    except KeyboardInterrupt:
+        print(f"{sys.argv[0].rpartition('/')[2]}: interrupted", file=sys.stderr)
+        sys.exit(130)

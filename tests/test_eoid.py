@@ -50,3 +50,27 @@ def test_importing_it_loads_nothing_heavy(code, heavy):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert set(done.stdout.split()).isdisjoint(heavy)
+
+
+def entry_points():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    lines = setup["options.entry_points"]["console_scripts"].strip().split("\n")
+    return dict(line.split(" = ") for line in lines)
+
+
+@pytest.mark.parametrize("command", entry_points())
+def test_an_interrupt_while_a_command_is_imported_is_one_line(command, tmp_path):
+    """Ctrl-C comes when click, the first package that takes time, is imported."""
+    (tmp_path / "click.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    module, _, function = entry_points()[command].partition(":")
+    code = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+sys.argv = ["/somewhere/{command}"]
+from {module} import {function}
+{function}()
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == f"{command}: interrupted\n"
