@@ -9,6 +9,7 @@ import resource
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -145,10 +146,24 @@ def _missing_parameters(context: click.Context, words: Sequence[str]) -> list[st
     ]
 
 
+def _suggest_shown_options(error: click.NoSuchOption, context: click.Context) -> click.NoSuchOption:
+    """The error with similar options of `--help`; hidden ones only if none of these is similar."""
+    shown = [
+        name
+        for parameter in context.command.get_params(context)
+        if isinstance(parameter, click.Option) and not parameter.hidden
+        for name in (*parameter.opts, *parameter.secondary_opts)
+    ]
+    similar = get_close_matches(error.option_name, shown) or error.possibilities
+    return click.NoSuchOption(error.option_name, error.message, similar, context)
+
+
 def _format_error(error: InputError | click.ClickException | OSError, words: Sequence[str]) -> str:
     if isinstance(error, click.MissingParameter) and error.ctx is not None:
         missing = _missing_parameters(error.ctx, words)
         return f"Missing {', '.join(missing)}. See {error.ctx.command_path} --help."
+    if isinstance(error, click.NoSuchOption) and error.ctx is not None:
+        error = _suggest_shown_options(error, error.ctx)
     if isinstance(error, click.UsageError) and error.ctx is not None:
         return f"{error.format_message()} See {error.ctx.command_path} --help."
     if isinstance(error, click.ClickException):

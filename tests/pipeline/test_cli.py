@@ -92,6 +92,26 @@ def test_exit_codes(run, error, code, message):
     assert err.strip().splitlines()[-1].startswith("eoid-data: ") and message in err
 
 
+def test_similar_options_are_those_of_the_help(run):
+    """Hidden ones only if there is no other."""
+
+    @click.command()
+    @click.option("--learning-rate")
+    @click.option("--learning-rates", hidden=True)
+    @click.option("--weight-decay", hidden=True)
+    def command(**values):
+        pass
+
+    for word, shown, hidden in (
+        ("--learning-ratez", "--learning-rate?", "--learning-rates"),
+        ("--weight-decoy", "--weight-decay", "--learning"),
+        ("--xyz", "No such option", "--weight"),
+    ):
+        code, out, err = run(command, word)
+        assert (code, out, len(err.splitlines())) == (2, "", 1)
+        assert word in err and shown in err.replace("'", "") and hidden not in err.replace(word, "")
+
+
 def test_sigterm_ends_a_command_that_resumes_with_75(run):
     @click.command()
     @config_option
