@@ -19,7 +19,7 @@ from PIL import Image
 from evaluation.drawing.samples import sample_sheet
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import read_text, write_text
-from pipeline.utils.logging import get_logger
+from pipeline.utils.logging import get_logger, shows_progress
 
 logger = get_logger(__name__)
 
@@ -99,8 +99,11 @@ class WandbLogger:
                 dir=str(run_dir),
                 config=settings,
                 allow_val_change=True,
-                # The progress line and the messages stay what they are.
-                settings=Settings(console="off"),
+                # The progress line and the messages stay what they are. W&B says in a few lines
+                # where the run is, and no longer repeats its values at the end.
+                settings=Settings(
+                    console="off", **{"quiet" if shows_progress() else "silent": True}
+                ),
             )
             # W&B's own step would refuse values of steps that a resumed run repeats.
             self._run.define_metric("step", hidden=True)

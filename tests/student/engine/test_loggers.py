@@ -1,4 +1,5 @@
 import json
+import logging
 import struct
 import sys
 
@@ -7,6 +8,7 @@ from PIL import Image
 from training import assert_equal_weights, read_lines
 
 from pipeline.utils.errors import InputError
+from pipeline.utils.logging import log_to_stderr
 from student.engine.loggers import WandbLogger, open_loggers
 from student.engine.run import run_student
 from student.engine.train_step import TrainStep
@@ -115,6 +117,23 @@ def test_a_resumed_run_continues_its_run_of_wandb(
     assert_equal_weights(run, tmp_path / "plain")
     assert pictures == {(1, "val/pictures"), (2, "val/pictures"), (2, "test/pictures")}
     assert len(list(run.glob("wandb/offline-run-*/files/media/images/*/*.png"))) == 3
+
+
+def test_wandb_prints_where_its_run_is_and_little_else(offline, tmp_path, capfd, monkeypatch):
+    """And nothing with --quiet."""
+    monkeypatch.delenv("WANDB_SILENT")
+    for level, largest in ((logging.INFO, 4), (logging.WARNING, 0)):
+        offline.teardown()
+        with log_to_stderr(level), open_loggers(["wandb"], tmp_path, 0, "run", {}) as (logger,):
+            for step in range(3):
+                logger.log_scalars(step, {"loss": 1.0})
+        offline.teardown()
+        out, err = capfd.readouterr()
+        lines = [line for line in err.splitlines() if line.startswith("wandb:")]
+        assert out == "" and len(lines) <= largest, err
+        if largest:
+            (folder,) = tmp_path.glob("wandb/offline-run-*")
+            assert "offline" in lines[0] and any(str(folder) in line for line in lines)
 
 
 def test_tensorboard_has_the_values_of_the_run(configure_run, stop_in_second_step, tmp_path):
