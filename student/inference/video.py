@@ -25,6 +25,7 @@ from pipeline.images import EXIF_TRANSPOSES
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import identify_file
 from pipeline.utils.logging import get_logger
+from pipeline.utils.text import count_noun
 
 logger = get_logger(__name__)
 
@@ -58,6 +59,8 @@ END_SLACK_FRAMES, END_SLACK, END_SLACK_SHARE = 2, 0.1, 0.01
 MAX_REORDER = 16
 # In seconds: finer times, and frames at longer distances, exceed MP4's numbers of 32 bits.
 MIN_TIME_BASE, MAX_GAP = Fraction(1, 90000), 3 * 3600
+# No container and codec take less for a frame.
+MIN_FRAME_BYTES = 8
 # Frames per second; others are damaged or meaningless numbers.
 MIN_RATE, MAX_RATE = 0.001, 10_000
 
@@ -110,7 +113,12 @@ class VideoReader:
             if (first_ticks := self._stream.start_time or 0) < 0:
                 self.start = first_ticks * self.time_base
             duration = (self._container.duration or 0) / av.time_base
-            self.num_frames = self._stream.frames or round(duration * self.rate)
+            # Damaged headers may declare any numbers.
+            max_frames = path.stat().st_size // MIN_FRAME_BYTES
+            if duration * self.rate > max_frames:
+                duration = 0.0
+            known = [self._stream.frames, round(duration * self.rate)]
+            self.num_frames = min((one for one in known if 0 < one <= max_frames), default=0)
             self._duration, self._read_until = duration, 0.0
             self._num_packets = 0
             self._problem, self._last_ticks, self._index = "", -1, 0
@@ -152,9 +160,11 @@ class VideoReader:
         slack = max(END_SLACK, END_SLACK_FRAMES / self.rate, END_SLACK_SHARE * self._duration)
         if self._problem or (self._duration and missing > slack):
             problem = self._problem or "the file ends too early"
+            read = float((self._last_ticks + self._step) * self.time_base)
+            total = f" of {self._duration:.2f}" if read <= self._duration else ""
             logger.warning(
-                f"{self.path}: the video is damaged ({problem}); read {self._index} frames,"
-                f" {self._read_until:.2f} of {self._duration:.2f} seconds"
+                f"{self.path}: the video is damaged ({problem}); read"
+                f" {count_noun(self._index, 'frames')}, {read:.2f}{total} seconds"
             )
 
     def measure(self) -> tuple[int, float]:

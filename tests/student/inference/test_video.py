@@ -1,5 +1,6 @@
 import itertools
 import os
+import struct
 
 import numpy as np
 import pytest
@@ -166,6 +167,23 @@ def test_a_broken_tail_ends_with_what_was_read(write_clip, read_clip, tmp_path, 
         assert line.startswith(f"{path}: ") and f"{len(frames)} frames" in line
     copy(path, tmp_path / "copy.mp4")
     assert len(read_clip(tmp_path / "copy.mp4")[1]) == len(frames)
+
+
+@pytest.mark.parametrize("milliseconds", [1e13, 1e300, float("nan"), -5.0, 1.0])
+def test_a_wild_duration_is_not_believed(write_clip, messages, milliseconds):
+    path = write_clip("a.mkv", 30)
+    content = bytearray(path.read_bytes())
+    struct.pack_into(">d", content, content.index(b"\x44\x89\x88") + 3, milliseconds)
+    path.write_bytes(content)
+    with VideoReader(path) as reader:
+        assert reader.num_frames in (0, 30)
+        assert len(list(reader.frames())) == 30
+    assert messages == []
+    path.write_bytes(content[: len(content) // 2])
+    num_frames = len(read_all(path))
+    (line,) = messages
+    assert 0 < num_frames < 30
+    assert line.endswith(f"read {num_frames} frames, {num_frames / 25:.2f} seconds")
 
 
 def test_damage_in_the_middle_is_reported(write_clip, messages):
