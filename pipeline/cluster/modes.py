@@ -220,9 +220,9 @@ class ArrayShare:
         Raises:
             InputError: the text has another form, or I is not below N.
         """
-        index, _, count = text.partition("/")
-        if index.isdecimal() and count.isdecimal() and int(index) < int(count):
-            return cls(int(index), int(count))
+        numbers = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+        if numbers and int(numbers[1]) < int(numbers[2]):
+            return cls(int(numbers[1]), int(numbers[2]))
         raise InputError(f"--array: expected I/N with I from 0 to N-1, found {text}")
 
     @classmethod
