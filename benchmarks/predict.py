@@ -37,8 +37,8 @@ from student.data.transforms import build_evaluation_resize
 from student.inference.batch_predictor import prefetch_map, prepare_image
 from student.inference.detector import Detector
 from student.inference.images import to_rgb_image
+from student.inference.input_files import find_images
 from student.inference.postprocess import SelectionConfig
-from student.inference.predict_images import find_images
 from student.inference.predict_shards import ShardConfig, predict_shards
 from student.models.detector import HOIDetector
 from student.models.padding import stack_images
@@ -61,7 +61,7 @@ class Bench:
         images = options.image_folder or write_images(folder / "in", options.images, options.side)
         self.detector = Detector.open(run, options.device)
         self.device = next(self.detector.predictor.model.parameters()).device
-        found, *_ = find_images([str(images)])
+        found = find_images([str(images)]).images
         self.paths = list(map(str, found))[: options.images]
         # Given folders are larger: only the chosen images are predicted.
         self.config = ShardConfig(

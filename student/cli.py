@@ -361,7 +361,7 @@ def print_config(preset: str) -> None:
 
 
 @train.command()
-@click.argument("checkpoint", metavar="RUN|CHECKPOINT", type=PATH)
+@click.argument("checkpoint", metavar="RUN|CHECKPOINT", type=PathType(str))
 @cloup.option_group(
     "Data",
     option("--data", required=True, type=PATH, help="Dataset folder whose test part is evaluated."),
@@ -392,7 +392,7 @@ def print_config(preset: str) -> None:
 )
 @cloup.option_group("Runtime", device_option, decoding_workers_option)
 @config_option
-def evaluate(checkpoint: Path, details: tuple[str, ...], report: bool, **options: Any) -> None:
+def evaluate(checkpoint: str, details: tuple[str, ...], report: bool, **options: Any) -> None:
     """Predict a dataset's test part and score the predictions.
 
     Takes a run, a checkpoint of this project, a published EoID or CDN checkpoint, or weights of the

@@ -47,10 +47,10 @@ class Option(cloup.Option):
 
 class PathType(click.Path):
     """`click.Path` that converts to `Path` and refuses an empty text, as unset variables of a shell
-    give; as a path that would be the current folder."""
+    give; as a path that would be the current folder. `path_type=str` keeps a "./"."""
 
-    def __init__(self, **attributes: Any) -> None:
-        super().__init__(path_type=Path, **attributes)
+    def __init__(self, path_type: type = Path, **attributes: Any) -> None:
+        super().__init__(path_type=path_type, **attributes)
 
     def convert(
         self, value: Any, parameter: click.Parameter | None, context: click.Context | None

@@ -127,7 +127,7 @@ def describe_student(
 
 
 def evaluate_checkpoint(
-    path: Path,
+    path: Path | str,
     data: Path,
     split: str | None,
     out: Path | None,

@@ -69,7 +69,7 @@ def _write_batch_script(context: click.Context, _: click.Parameter, folder: Path
 
 
 @cloup.command(context_settings=HELP_SETTINGS)
-@click.argument("model", metavar="RUN|CHECKPOINT", type=PATH)
+@click.argument("model", metavar="RUN|CHECKPOINT", type=PathType(str))
 @click.argument("images", metavar="[IMAGE|VIDEO]...", nargs=-1)
 @cloup.option_group(
     "Input",
@@ -218,7 +218,7 @@ def _write_batch_script(context: click.Context, _: click.Parameter, folder: Path
 )
 @config_option
 def predict(
-    model: Path,
+    model: str,
     images: tuple[str, ...],
     out: Path | None,
     json_file: Path | None,
@@ -294,6 +294,11 @@ def predict(
     if share is not None and overwrite:
         raise InputError("--overwrite: expected none with --array; remove the results first")
     nms = build_nms_config(**options)
+    if images:
+        from student.inference.input_files import refuse_missing
+
+        # Before PyTorch is loaded, which takes seconds.
+        refuse_missing(images)
     from student.inference.detector import Detector
     from student.inference.postprocess import SelectionConfig
 

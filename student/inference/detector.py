@@ -32,7 +32,7 @@ class DetectorSource:
         dataset: a dataset folder, whose vocabulary is taken if `vocabulary` is None.
     """
 
-    path: Path
+    path: Path | str
     device: str = "auto"
     vocabulary: str | None = None
     split: str | None = None
@@ -103,6 +103,15 @@ class Detector:
         self.predictor, self.file, self.split, self.prompts = predictor, file, split, prompts
         self.vocabulary = predictor.vocabulary
         self.unseen = frozenset(split.unseen if split else ())
+
+    def __repr__(self) -> str:
+        config, vocabulary = self.predictor.model.config, self.vocabulary
+        return (
+            f"Detector({str(self.file)!r}: {config.backbone}, {config.num_queries} queries of type"
+            f" {config.queries}, verb head {config.verb_head}; vocabulary {vocabulary.name},"
+            f" {vocabulary.num_verbs} verbs, {vocabulary.num_objects} objects; on"
+            f" {next(self.predictor.model.parameters()).device})"
+        )
 
     @classmethod
     def open(

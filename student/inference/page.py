@@ -78,7 +78,9 @@ class Picture:
 
     def select(self, selection: SelectionConfig) -> HOIResult:
         """The result of a `Detector` with these settings."""
-        kept = replace(selection.select(self.prediction.detections, self.vocabulary), image_id=self.name)
+        kept = replace(
+            selection.select(self.prediction.detections, self.vocabulary), image_id=self.name
+        )
         size = self.prediction.size
         return build_result(kept, size, self.vocabulary, self.unseen, self.image)
 

@@ -13,11 +13,11 @@ from evaluation.predictions import PREDICTIONS_FILE, write_predictions
 from pipeline.datasets.dataset import Dataset
 from pipeline.datasets.size_check import check_image_sizes
 from pipeline.utils.errors import InputError
-from pipeline.utils.files import refuse_existing, sha256_of_json
+from pipeline.utils.files import refuse_existing, sha256_of_json, write_json
 from pipeline.utils.logging import get_logger
 from student.inference.detector import Detector
 from student.inference.predict_images import prediction_settings
-from student.inference.predict_shards import PLAN, ShardConfig, ShardFolder, read_detections
+from student.inference.predict_shards import INDEX, PLAN, ShardConfig, ShardFolder, read_detections
 
 logger = get_logger(__name__)
 
@@ -78,9 +78,7 @@ def predict_dataset(
         "usable": sha256_of_json(usable),
     }
     # Benchmarks count "no interaction".
-    config = replace(
-        config, exact=True, selection=replace(config.selection, no_interaction=True)
-    )
+    config = replace(config, exact=True, selection=replace(config.selection, no_interaction=True))
     settings = prediction_settings(detector, config.selection)
     # Without an array nobody else uses the shards, and other settings start again.
     replaceable = config.share is None
@@ -91,6 +89,8 @@ def predict_dataset(
             return None
         predicted = [one for record in records for one in read_detections(record.path)]
         write_predictions(target, dataset.detections_to_file(part, predicted), dataset.vocabulary)
+        # The shards are finished: --overwrite makes new ones.
+        write_json(partial / INDEX, {**settings, **list_settings, "shards": len(records)})
         if config.share is None:
             shutil.rmtree(partial)
     for record in records:

@@ -7,22 +7,13 @@ the images, by `predict_video`.
 
 from __future__ import annotations
 
-import glob
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipeline.images import (
-    IMAGE_EXTENSIONS,
-    UNREAD_EXTENSIONS,
-    read_image_size,
-    unread_images,
-)
 from pipeline.utils.devices import default_num_workers
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import (
@@ -39,6 +30,7 @@ from pipeline.utils.progress import Progress
 from pipeline.utils.text import count_noun
 from student.inference.batch_predictor import UnreadableImage
 from student.inference.detector import BATCH_SIZE, Detector
+from student.inference.input_files import find_images, missing_video_packages
 from student.inference.postprocess import SelectionConfig
 from student.inference.results import HOIResult
 from student.utils.preemption import StopSignalHandler
@@ -48,15 +40,6 @@ logger = get_logger(__name__)
 SETTINGS = "settings.json"
 JPEG_QUALITY = 92
 FORMAT, VIDEO_FORMAT = "eoid-predict-2", "eoid-predict-video-1"
-# Endings of the files that count as videos in a folder. Files with other endings than these and
-# those of images are tried; ".ts" is also the ending of TypeScript.
-VIDEO_EXTENSIONS = frozenset(
-    {
-        *(".3g2", ".3gp", ".asf", ".avi", ".f4v", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
-        *(".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".qt", ".vob", ".webm", ".wmv"),
-    }
-)
-VIDEO_PACKAGES = ("av", "trackers")
 
 
 @dataclass(frozen=True)
@@ -100,16 +83,12 @@ def predict_images(
         The number of images and videos with results, including those of an interrupted command.
 
     Raises:
-        InputError: there are no images and videos, or results exist; or, after all others are
-            predicted, some could not be read.
+        InputError: see `find_images`; or results exist; or, after all others are predicted, some
+            could not be read.
     """
     no_videos = "videos need --out" if out is None else missing_video_packages()
-    images, videos, problems, skipped = find_images(patterns, out, no_videos)
-    if not images and not videos:
-        reasons = problems + skipped
-        raise InputError("; ".join(reasons) or "expected at least one image or video, found none")
-    for line in problems + skipped:
-        logger.warning(line)
+    inputs = find_images(patterns, out, no_videos)
+    images, videos = inputs.images, inputs.videos
     is_only = len(videos) + len(images) == 1
     if json_file is not None:
         refuse_existing(json_file, overwrite)
@@ -127,6 +106,7 @@ def predict_images(
         failed = _predict_images(
             detector, list(images), planned, out, results, selection, batch_size, workers, is_only
         )
+    if results:
         if json_file is not None:
             entries = [results[index] for index in sorted(results)]
             write_json(json_file, {**settings, "pictures": entries, "failed": failed})
@@ -152,8 +132,8 @@ def predict_images(
     reasons = [f"{len(failed)} of {len(images)} images could not be read"] if failed else []
     if num_broken:
         reasons.append(f"{num_broken} of {len(videos)} videos could not be read")
-    if problems:
-        reasons.append(f"{len(problems)} of the arguments match no image")
+    if inputs.num_unused:
+        reasons.append(f"{inputs.num_unused} of the arguments give no image or video")
     if reasons:
         raise InputError("; ".join(reasons))
     return len(results) + len(videos)
@@ -197,12 +177,6 @@ def _predict_images(
                 failed.append({"image": str(paths[index]), "reason": str(error)})
             progress.update()
     return failed
-
-
-def missing_video_packages() -> str:
-    """Why videos cannot be predicted, "" if they can."""
-    missing = [name for name in VIDEO_PACKAGES if find_spec(name) is None]
-    return f"videos need {' and '.join(missing)}; pip install '.[video]'" if missing else ""
 
 
 def _predict_videos(
@@ -346,115 +320,6 @@ def _write_outputs(
         drawn.save(temporary, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     result["drawn"] = outputs.drawn.relative_to(out).as_posix()
     write_json(outputs.result, result)
-
-
-def find_images(
-    patterns: Sequence[str], exclude: Path | None = None, no_videos: str = ""
-) -> tuple[dict[Path, Path], dict[Path, Path], list[str], list[str]]:
-    """Finds image and video files, each once, in the order of the arguments.
-
-    Args:
-        patterns: files, taken as they are; folders, searched recursively for files with the
-            extension of an image or video, without hidden ones; and glob patterns such as
-            "photos/**/*.jpg".
-        exclude: folder that is not searched, for the results.
-        no_videos: why videos are skipped; "" to take them.
-
-    Returns:
-        - for every image its path below the folder that was searched, or its file name;
-        - the same for every video;
-        - a message for every argument without any image or video;
-        - a message for every folder with files that are skipped: images of formats that are not
-          supported, or videos.
-
-    Raises:
-        InputError: a video is named and `no_videos` says why it cannot be taken.
-    """
-    images: dict[str, tuple[Path, Path]] = {}
-    videos: dict[str, tuple[Path, Path]] = {}
-    problems, skipped = [], []
-    for pattern in patterns:
-        others: list[Path] = []
-        matches = list(_expand(pattern, exclude, others))
-        unread, kind = unread_images(others)
-        if unread:
-            message = count_noun(len(unread), kind)
-            skipped.append(f"{pattern}: {message}; convert them to JPEG or PNG")
-        if not matches:
-            what = (
-                "images in this folder" if Path(pattern).is_dir() else "file matches this pattern"
-            )
-            problems.append(f"{pattern}: no {what}")
-        num_skipped = 0
-        for path, relative in matches:
-            if not _is_video(path):
-                images.setdefault(os.path.abspath(path), (path, relative))
-            elif not no_videos:
-                videos.setdefault(os.path.abspath(path), (path, relative))
-            elif Path(pattern).is_dir():
-                num_skipped += 1
-            else:
-                raise InputError(f"{path}: {no_videos}")
-        if num_skipped:
-            skipped.append(f"{pattern}: {count_noun(num_skipped, 'videos')} skipped; {no_videos}")
-    return dict(images.values()), dict(videos.values()), problems, skipped
-
-
-def _is_video(path: Path) -> bool:
-    """Whether a file is a video, by its ending, or by its content if the ending is unknown."""
-    ending = path.suffix.lower()
-    if ending in VIDEO_EXTENSIONS or ending in IMAGE_EXTENSIONS | UNREAD_EXTENSIONS:
-        return ending in VIDEO_EXTENSIONS
-    if not path.is_file() or missing_video_packages():
-        return False
-    from student.inference.video import VideoReader
-
-    try:
-        read_image_size(path)
-    except InputError:
-        with suppress(InputError), VideoReader(path):
-            return True
-    return False
-
-
-def _expand(pattern: str, exclude: Path | None, others: list[Path]) -> Iterator[tuple[Path, Path]]:
-    """(file, path in the output folder) of every image and video that an argument names; adds the
-    other files of its folders to `others`."""
-    path = Path(pattern)
-    # An existing file with a name such as "a[1].jpg" is that file. The matches of a glob pattern
-    # are treated as if the shell had expanded it.
-    is_glob = glob.has_magic(pattern) and not path.exists()
-    for match in sorted(map(Path, glob.glob(pattern, recursive=True))) if is_glob else [path]:
-        if match.is_dir():
-            for file in map(Path, _walk(match, exclude)):
-                if file.suffix.lower() in IMAGE_EXTENSIONS | VIDEO_EXTENSIONS:
-                    yield file, file.relative_to(match)
-                else:
-                    others.append(file)
-        elif not (is_glob and _is_below(match, exclude)):
-            yield match, Path(match.name)
-
-
-def _walk(folder: str | Path, exclude: Path | None) -> Iterator[str]:
-    """Paths of the files in a folder and its folders, without hidden ones and links to folders.
-
-    Of a million files, only folders are asked for more than the entry in their parent.
-    """
-    if _is_below(Path(folder), exclude):
-        return
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.name.startswith("."):
-            continue
-        if not entry.is_dir():
-            yield entry.path
-        elif not entry.is_symlink():
-            yield from _walk(entry.path, exclude)
-
-
-def _is_below(path: Path, folder: Path | None) -> bool:
-    return folder is not None and Path(os.path.realpath(path)).is_relative_to(
-        os.path.realpath(folder)
-    )
 
 
 def plan_outputs(

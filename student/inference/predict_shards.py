@@ -51,8 +51,9 @@ from pipeline.utils.schema import convert
 from pipeline.utils.text import count_noun
 from student.inference.batch_predictor import UnreadableImage
 from student.inference.detector import BATCH_SIZE, Detector, DetectorSource
+from student.inference.input_files import find_images
 from student.inference.postprocess import SelectionConfig
-from student.inference.predict_images import find_images, prediction_settings
+from student.inference.predict_images import prediction_settings
 
 logger = get_logger(__name__)
 
@@ -167,9 +168,9 @@ def make_shard(task: ShardTask, on_progress: Callable[[int], None]) -> ShardReco
             # The reason begins with the path.
             row = {"failed": name + prediction.reason.removeprefix(path), "image": name}
         elif config.exact:
-            row = _to_json(
-                config.selection.select(prediction.detections, detector.vocabulary)
-            ) | {"image_id": name}
+            row = _to_json(config.selection.select(prediction.detections, detector.vocabulary)) | {
+                "image_id": name
+            }
         else:
             row = detector.result(prediction, config.selection, path).to_dict() | {"image": name}
         lines[prediction.index] = _to_line(row)
@@ -259,7 +260,8 @@ def predict_shards(
         overwrite: replace results that are finished or of other settings.
 
     Raises:
-        InputError: there are no images, or the folder contains results of other settings.
+        InputError: see `find_images`; or the folder contains results of other settings; or none of
+            the images could be read.
     """
     settings = prediction_settings(detector, config.selection)
     # Relative paths may be given in another working folder later.
@@ -268,12 +270,7 @@ def predict_shards(
     found: list[str] = []
     # The jobs of an array need not all search the folders.
     if not (folder.is_claimed() and config.share):
-        images, _, problems, skipped = find_images(patterns, out, "--shards takes images only")
-        for line in problems + skipped:
-            logger.warning(line)
-        if not images:
-            raise InputError("expected at least one image, found none")
-        found = list(map(str, images))
+        found = list(map(str, find_images(patterns, out, "--shards takes images only").images))
     with folder.claim(found, os.getcwd()) as claimed:
         if new := set(found).difference(claimed.images):
             logger.warning(
@@ -291,14 +288,17 @@ def predict_shards(
             "failed": [{"image": image, "reason": reason} for image, reason in failed.items()],
         }
         write_json(out / INDEX, value)
+    first = next(iter(failed.values()), "")
+    if len(failed) == len(claimed.images):
+        raise InputError(f"none of {len(failed)} images could be read; the first: {first}")
     print(
         f"{count_noun(len(claimed.images), 'images')} in {count_noun(len(records), 'shards')};"
         f" results in {out}"
     )
-    for reason in list(failed.values())[:1]:
+    if failed:
         logger.warning(
             f"{count_noun(len(failed), 'images')} could not be read, see {out / INDEX}; the first:"
-            f" {reason}"
+            f" {first}"
         )
 
 
@@ -367,10 +367,11 @@ class ShardFolder:
             if not self.is_claimed():
                 if self.overwrite:
                     # In this order: without a plan, shards are never taken for finished ones.
-                    for path in (file, self.folder / INDEX):
-                        path.unlink(missing_ok=True)
-                    if (self.folder / SHARDS).is_dir():
-                        shutil.rmtree(self.folder / SHARDS)
+                    for path in (file, self.folder / INDEX, self.folder / SHARDS):
+                        if path.is_dir() and not path.is_symlink():
+                            shutil.rmtree(path)
+                        else:
+                            path.unlink(missing_ok=True)
                 value = {**self._plan_settings(), "directory": directory, "images": list(images)}
                 # Of jobs that start at the same time, the first one decides.
                 write_text(file, json.dumps(value, ensure_ascii=False) + "\n", keep_existing=True)
@@ -434,7 +435,9 @@ class ClaimedFolder:
                 )
         total = sum(map(len, tasks))
         done = total - sum(map(len, pending))
-        if done == total:
+        if not tasks:
+            logger.info(f"{folder}: this job has no shards, because there are fewer than jobs")
+        elif done == total:
             logger.info(f"{folder}: the shards were finished before")
         elif done:
             logger.info(f"{folder}: resuming after {done} of {total} images")

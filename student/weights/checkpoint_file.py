@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pipeline.splits import Split
-from pipeline.utils.errors import bad_field
+from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import atomic_write
 from pipeline.utils.weights import check_finite, read_checkpoint
 from pipeline.vocabulary import Vocabulary, vocabulary_from_dict
@@ -112,11 +112,18 @@ def is_student_checkpoint(value: Any) -> bool:
 
 
 def checkpoint_path(path: Path | str) -> Path:
-    """The checkpoint at a path: a file itself; of a run folder the best, else the latest one."""
+    """The checkpoint at a path: a file itself; of a run folder the best, else the latest one.
+
+    Raises:
+        InputError: the path is a folder without a checkpoint.
+    """
     path = Path(path)
     if not path.is_dir():
         return path
-    return path / BEST if (path / BEST).is_file() else path / CHECKPOINT
+    for name in (BEST, CHECKPOINT):
+        if (path / name).is_file():
+            return path / name
+    raise InputError(f"{path}: expected a run folder, found a folder without {CHECKPOINT}")
 
 
 def build_model(checkpoint: Checkpoint, path: Path) -> HOIDetector:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import read_json
 from pipeline.utils.logging import get_logger
-from student.weights.checkpoint_file import checkpoint_path
+from student.weights.checkpoint_file import BEST, CHECKPOINT, checkpoint_path
 
 logger = get_logger(__name__)
 
@@ -55,21 +56,24 @@ def find_checkpoint(path: Path | str) -> Path:
     """The checkpoint of a file, a run folder, or a name of ready weights.
 
     A file or run of such a name in the working directory takes precedence. A folder without a
-    checkpoint, such as a toy dataset, does not.
+    checkpoint, such as a toy dataset, does not; "./toy" is always a path.
 
     Raises:
-        InputError: the path is a single word that is neither an existing file nor a name.
+        InputError: the path is a single word that is neither an existing file nor a name, or it is
+            a folder without a checkpoint.
     """
-    path, file = Path(path), checkpoint_path(path)
-    if file.is_file() or path.suffix or path.name != str(path):
-        return file
-    zoo = read_zoo()
-    if path.name in zoo:
-        if path.exists():
-            logger.info(f"{path}: opening the package's weights; this folder has no checkpoint")
-        return zoo[path.name].file
-    if path.exists():
-        return file
-    raise InputError(
-        f"{path}: no such file or run folder; the package's own weights are {', '.join(zoo)}"
-    )
+    # A `Path` has lost the "./".
+    text, path = os.fspath(path), Path(path)
+    if os.sep not in text and not path.suffix:
+        zoo = read_zoo()
+        is_found = path.is_file() or any((path / name).is_file() for name in (BEST, CHECKPOINT))
+        if text in zoo and not is_found:
+            if path.exists():
+                logger.info(f"{path}: opening the package's weights; this folder has no checkpoint")
+            return zoo[text].file
+        if not path.exists():
+            raise InputError(
+                f"{path}: no such file or run folder; the package's own weights are"
+                f" {', '.join(zoo)}"
+            )
+    return checkpoint_path(path)

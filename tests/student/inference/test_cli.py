@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -83,7 +84,9 @@ def test_an_unreadable_file_exits_with_2_at_the_end(run, toy_checkpoint, write_i
             "--overwrite: expected none with --array",
         ),
         (["RUN", "a.jpg", "--out", "o", "--shards", "--jobs", "2"], "together with --slurm"),
-        (["RUN", "x*.jpg", "--out", "o", "--shards"], "expected at least one image"),
+        (["RUN", "x*.jpg", "--out", "o", "--shards"], "x*.jpg: no file matches"),
+        (["./toy", "a.jpg", "--out", "o"], "toy: no such file"),
+        (["RUN", "a.jpg", "b.jpg", "--out", "o"], "b.jpg: no such file or folder"),
         (
             ["RUN", "a.jpg", "--out", "o", "--shards", "--processes", "2", "--slurm"],
             "--processes: expected alone, found --slurm too",
@@ -109,14 +112,23 @@ def test_an_unreadable_file_exits_with_2_at_the_end(run, toy_checkpoint, write_i
     ],
 )
 def test_wrong_usage_exits_with_2_and_writes_nothing(
-    run, toy_checkpoint, tmp_path, monkeypatch, arguments, message
+    run, toy_checkpoint, write_image, tmp_path, monkeypatch, arguments, message
 ):
-    monkeypatch.chdir(tmp_path)
-    arguments = [toy_checkpoint if word == "RUN" else word for word in arguments]
-    code, out, err = run(*arguments)
+    files = {"RUN": toy_checkpoint, "a.jpg": write_image("a.jpg"), "a.mp4": tmp_path / "a.mp4"}
+    files["a.mp4"].touch()
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    code, out, err = run(*(files.get(word, word) for word in arguments))
     assert code == 2 and out == ""
     assert err.splitlines()[-1].startswith("eoid-predict: ") and message in err.splitlines()[-1]
-    assert not any(tmp_path.iterdir())
+    assert not any(Path().iterdir())
+
+
+def test_missing_files_are_named_before_the_model_is_opened(run, tmp_path):
+    for gone in ("gone.jpg", "gone.mp4"):
+        code, out, err = run(tmp_path / "gone-too", gone, "--out", tmp_path / "out")
+        assert (code, out, err) == (2, "", f"eoid-predict: {gone}: no such file or folder\n")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_video_with_a_broken_tail(run, toy_checkpoint, write_clip, read_clip, tmp_path):

@@ -20,6 +20,21 @@ def same(one, other):
     np.testing.assert_array_equal(one.boxes, other.boxes)
 
 
+def test_the_representation_is_one_readable_line(toy_detector):
+    text = repr(toy_detector)
+    assert len(text) < 400 and "\n" not in text
+    assert text.startswith(f"Detector('{toy_detector.file}'")
+    vocabulary = toy_detector.vocabulary
+    for part in (
+        toy_detector.predictor.model.config.backbone,
+        "queries of type proposals",
+        "verb head linear",
+        f"vocabulary toy, {vocabulary.num_verbs} verbs, {vocabulary.num_objects} objects",
+        "on cpu",
+    ):
+        assert part in text
+
+
 def test_every_type_of_image_gives_the_same_result(toy_detector, write_image):
     path = write_image("a.png", (96, 128))
     image = Image.open(path)

@@ -9,7 +9,7 @@ from pipeline.datasets.dataset import open_dataset
 from pipeline.utils.errors import InputError
 from student.inference.detector import Detector
 from student.inference.postprocess import SelectionConfig
-from student.inference.predict_dataset import predict_dataset
+from student.inference.predict_dataset import PARTIAL, predict_dataset
 from student.inference.predict_shards import ShardConfig
 
 
@@ -84,7 +84,7 @@ def test_other_settings_start_again(predict, predicted, change):
     assert len(predicted) == len(set(predicted))
 
 
-def test_jobs_of_an_array(predict, tmp_path, messages):
+def test_jobs_of_an_array(predict, predicted, tmp_path, messages):
     """The last one writes the file; a job that comes again finds it."""
     out = tmp_path / "out"
     alone = predict(images_per_shard=2)
@@ -98,6 +98,10 @@ def test_jobs_of_an_array(predict, tmp_path, messages):
         assert (out / "predictions.json").read_bytes() == whole
     with pytest.raises(InputError, match=r"found others \(top\)"):
         predict(images_per_shard=2, top=3, share=ArrayShare(1, 2))
+    # The images may have changed.
+    predicted.clear()
+    assert len(predict(images_per_shard=2, overwrite=True)) == len(predicted)
+    assert (out / "predictions.json").read_bytes() == whole and not (out / PARTIAL).exists()
 
 
 def test_a_damaged_line_is_named(predict, tmp_path):

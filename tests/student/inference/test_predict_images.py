@@ -9,7 +9,7 @@ from PIL import Image
 from pipeline.utils.errors import InputError
 from student.inference.detector import Detector
 from student.inference.postprocess import SelectionConfig
-from student.inference.predict_images import find_images, plan_outputs, predict_images
+from student.inference.predict_images import plan_outputs, predict_images
 
 
 @pytest.fixture
@@ -75,21 +75,32 @@ def test_one_json_file_for_all_images(predict, out):
 
 
 def test_unreadable_files_are_reported_once_at_the_end(predict, out, tmp_path, messages):
-    (tmp_path / "in/b.jpg").write_bytes(b"no image")
-    patterns = tmp_path / "in", tmp_path / "gone.png", tmp_path / "x*.jpg"
-    expected = "2 of 4 images could not be read; 1 of the arguments match no image"
+    for name in ("in/b.jpg", "empty.png"):
+        (tmp_path / name).write_bytes(b"no image")
+    patterns = tmp_path / "in", tmp_path / "empty.png", tmp_path / "x*.jpg"
+    expected = "2 of 4 images could not be read; 1 of the arguments give no image or video"
     with pytest.raises(InputError, match=expected):
         predict(patterns=patterns, json_file=tmp_path / "all.json")
     for message in (
         "b.jpg: expected an image",
-        "gone.png: no such image",
+        "empty.png: expected an image",
         "x*.jpg: no file matches",
     ):
         assert sum(message in line for line in messages) == 1
     assert files(out) == [name for name in RESULTS if not name.startswith("b")]
     failed = json.loads((tmp_path / "all.json").read_text())["failed"]
-    assert [os.path.basename(one["image"]) for one in failed] == ["b.jpg", "gone.png"]
+    assert [os.path.basename(one["image"]) for one in failed] == ["b.jpg", "empty.png"]
     assert all(one["reason"] for one in failed)
+
+
+def test_if_no_file_can_be_read_there_are_no_results(predict, tmp_path, messages, capsys):
+    paths = [tmp_path / f"{row}.png" for row in range(2)]
+    for path in paths:
+        path.write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"^2 of 2 images could not be read$"):
+        predict(patterns=paths, json_file=tmp_path / "all.json")
+    assert len(messages) == 2 and capsys.readouterr().out == ""
+    assert not (tmp_path / "all.json").exists()
 
 
 def test_the_same_command_predicts_the_remaining_images(predict, out, write_image, tmp_path):
@@ -140,83 +151,6 @@ def test_existing_files_are_refused(predict, out, name):
     assert (out / name).read_text() == "mine" and files(out) == [name]
 
 
-@pytest.fixture
-def photos(tmp_path, monkeypatch):
-    """A folder of empty image files; its parent is the working folder."""
-    for name in (
-        "photos/b.JPG",
-        "photos/a.png",
-        "photos/notes.txt",
-        "photos/.hidden.jpg",
-        "photos/trip/a.png",
-        "photos/trip/more/c.webp",
-        "photos/.cache/d.jpg",
-        "photos/a[1].jpg",
-        "photos/folder.jpg/notes.txt",
-        "empty/notes.txt",
-    ):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    # Links to folders are not followed.
-    os.symlink(tmp_path / "photos", tmp_path / "photos" / "again")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-ALL_PHOTOS = [
-    *("photos/a.png", "photos/a[1].jpg", "photos/b.JPG", "photos/trip/a.png"),
-    "photos/trip/more/c.webp",
-]
-
-
-@pytest.mark.parametrize(
-    ("patterns", "paths", "problems"),
-    [
-        ([], [], []),
-        (["photos/b.JPG"], ["photos/b.JPG"], []),
-        # A named file is taken whatever its extension.
-        (["photos/notes.txt"], ["photos/notes.txt"], []),
-        (["photos/gone.jpg"], ["photos/gone.jpg"], []),
-        (["photos"], ALL_PHOTOS, []),
-        (["photos/*.png"], ["photos/a.png"], []),
-        (["photos/tri*"], ["photos/trip/a.png", "photos/trip/more/c.webp"], []),
-        (["photos/a[1].jpg"], ["photos/a[1].jpg"], []),
-        (["photos/b.JPG", "./photos/b.JPG", "photos/b*"], ["photos/b.JPG"], []),
-        (["empty"], [], ["empty: no images in this folder"]),
-        (
-            ["x/*.jpg", "photos/a.png"],
-            ["photos/a.png"],
-            ["x/*.jpg: no file matches this pattern"],
-        ),
-    ],
-)
-def test_find_images(photos, patterns, paths, problems):
-    found, _, lines, skipped = find_images(patterns)
-    assert not skipped
-    assert ([os.path.relpath(path) for path in found], lines) == (paths, problems)
-
-
-def test_the_output_folder_is_not_searched(photos):
-    for patterns in (["photos"], ["photos/trip/**/*.*"]):
-        found, *_ = find_images(patterns, Path("photos/trip"))
-        assert not any("trip" in path.parts for path in found)
-
-
-def test_photographs_of_unsupported_formats_are_counted(photos):
-    """One line for each argument; hidden files, other files and the output folder do not count."""
-    names = ("b.HEIC", "trip/c.heic", "d.jxl", ".e.heic", "notes.txt", "out/f.dng")
-    for name in names:
-        Path("photos", name).parent.mkdir(exist_ok=True)
-        Path("photos", name).write_bytes(b"?")
-    found, _, problems, (line,) = find_images(["photos"], Path("photos/out"))
-    assert found and not problems
-    assert line.startswith("photos: 3 image files in formats that are not supported")
-    assert "2 .heic, 1 .jxl" in line and "JPEG or PNG" in line
-    _, _, problems, (line,) = find_images(["photos/out"])
-    assert problems == ["photos/out: no images in this folder"]
-    assert "1 image file in" in line and "1 .dng" in line
-
-
 def test_a_skipped_photograph_is_a_warning(predict, out, messages):
     (out.parent / "in/c.heic").write_bytes(b"?")
     assert predict() == 3
@@ -252,7 +186,8 @@ def test_results_never_replace_an_input_image(tmp_path):
         plan_outputs({image: Path("a.jpg")}, tmp_path)
 
 
-def test_the_only_image_is_reported_in_one_line(toy_detector, tmp_path, messages):
-    with pytest.raises(InputError, match=r"^gone\.jpg: no such"):
-        predict_images(toy_detector, ["gone.jpg"], tmp_path / "out", None, SelectionConfig(0.1, 5))
+def test_the_only_image_is_reported_in_one_line(predict, tmp_path, messages):
+    (tmp_path / "empty.jpg").touch()
+    with pytest.raises(InputError, match=r"empty\.jpg: expected an image"):
+        predict(patterns=[tmp_path / "empty.jpg"])
     assert messages == []

@@ -233,9 +233,36 @@ def test_files_of_the_user_stay(predict, tmp_path):
 
 def test_no_images(predict, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="expected at least one image, found none"):
+    with pytest.raises(InputError, match="empty: no images in this folder"):
         predict(tmp_path / "empty")
     assert not (tmp_path / "out").exists()
+
+
+def test_images_of_which_none_can_be_read(predict, tmp_path, capsys):
+    (tmp_path / "bad").mkdir()
+    for row in range(3):
+        (tmp_path / f"bad/{row}.png").touch()
+    with pytest.raises(InputError, match=r"none of 3 images could be read; the first: .*0\.png: "):
+        predict(tmp_path / "bad")
+    assert capsys.readouterr().out == ""
+    index = json.loads((tmp_path / "out/index.json").read_text())
+    assert len(index["failed"]) == 3
+
+
+def test_overwriting_what_is_in_the_way(predict, tmp_path):
+    predict()
+    expected = contents(tmp_path / "out")
+    (tmp_path / "other/plan.json").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "other/shards").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "file").mkdir()
+    (tmp_path / "file/shards").touch()
+    for out in ("other", "file"):
+        with pytest.raises(InputError, match="exists; give --overwrite"):
+            predict(out=out)
+        predict(out=out, overwrite=True)
+        assert contents(tmp_path / out) == expected
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_jobs_of_an_array(predict, predicted, tmp_path, messages):

@@ -254,9 +254,14 @@ def test_clips_need_a_folder(predict, write_clip, write_image, tmp_path, message
 def test_without_the_extra(predict, write_clip, write_image, tmp_path, messages, monkeypatch):
     clip = write_clip("in/a.mp4", 2)
     write_image("in/a.png")
-    monkeypatch.setattr(files, "find_spec", lambda name: None if name == "trackers" else name)
+    monkeypatch.setattr(
+        "student.inference.input_files.find_spec", lambda name: None if name == "trackers" else name
+    )
     with pytest.raises(InputError, match=r"a.mp4: videos need trackers; .*\[video\]"):
         predict(clip)
+    with pytest.raises(InputError, match=r"^1 of the arguments give no image or video$"):
+        predict(clip, tmp_path / "in/a.png")
+    assert f"{clip}: videos need trackers; pip install '.[video]'" in messages
     assert predict(tmp_path / "in") == 1
     (line,) = [line for line in messages if "skipped" in line]
     assert "1 video" in line and "[video]" in line

@@ -58,11 +58,16 @@ def test_files_and_runs_come_before_names(toy_checkpoint, tmp_path, monkeypatch)
     assert find_checkpoint("toy-text").resolve() == tmp_path / "toy-text"
 
 
-def test_paths_are_never_names(tmp_path):
+def test_paths_are_never_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in (tmp_path / "toy", "./toy", "toy.pt", "other/toy"):
+        assert find_checkpoint(path) == Path(path)
+    (tmp_path / "toy").mkdir()
     (tmp_path / "other").mkdir()
-    assert find_checkpoint(tmp_path / "toy") == tmp_path / "toy"
-    assert find_checkpoint(tmp_path / "other") == tmp_path / "other" / CHECKPOINT
-    assert str(find_checkpoint("toy.pt")) == "toy.pt"
+    for path in (tmp_path / "other", "other", "./toy", "toy/"):
+        message = "expected a run folder, found a folder without checkpoint.pt"
+        with pytest.raises(InputError, match=message):
+            find_checkpoint(path)
 
 
 def test_an_unknown_name_lists_the_names(tmp_path, monkeypatch):
