@@ -91,6 +91,11 @@ class WandbLogger:
             " WANDB_MODE=offline"
         )
         try:
+            # The progress line and the messages stay what they are. W&B says in a few lines where
+            # the run is, and does not repeat its values at the end.
+            console = Settings(console="off", quiet=True)
+            if not shows_progress():
+                console.silent = True
             self._run = init(
                 project=os.environ.get("WANDB_PROJECT", PROJECT),
                 id=identifier,
@@ -99,11 +104,7 @@ class WandbLogger:
                 dir=str(run_dir),
                 config=settings,
                 allow_val_change=True,
-                # The progress line and the messages stay what they are. W&B says in a few lines
-                # where the run is, and no longer repeats its values at the end.
-                settings=Settings(
-                    console="off", **{"quiet" if shows_progress() else "silent": True}
-                ),
+                settings=console,
             )
             # W&B's own step would refuse values of steps that a resumed run repeats.
             self._run.define_metric("step", hidden=True)
