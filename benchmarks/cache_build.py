@@ -26,10 +26,9 @@ from pipeline.vocabulary import load_vocabulary
 from teacher_cache.detectors.pairing import ObjectBoxes
 from teacher_cache.extraction.decoding import ImageTask
 from teacher_cache.extraction.extract import ExtractionConfig, TeacherModels, extract
-from teacher_cache.reader.cache import PromptEmbeddings
 from teacher_cache.reader.format import ANNOTATED
 from teacher_cache.teachers.clip import ClipConfig, ClipTeacher
-from teacher_cache.teachers.prompts import embed_prompts, interaction_prompts
+from teacher_cache.teachers.prompts import interaction_prompts
 from teacher_cache.writer.shard import write_shard
 
 # There are no detected boxes, only given pairs.
@@ -70,9 +69,9 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     image_tasks = write_images(folder, options.images, options.pairs, vocabulary.num_objects)
     clip = random_clip(options.clip_model, folder, device)
     prompts = interaction_prompts(vocabulary)
-    text = PromptEmbeddings(prompts, embed_prompts(prompts, clip.encode_texts), clip.logit_scale)
-    teacher = TeacherModels(None, clip, text, vocabulary)
-    extraction = ExtractionConfig(regions_per_batch=clip.batch_size)
+    clip.text = clip.embed_prompts(prompts)
+    models = TeacherModels(None, clip, vocabulary)
+    extraction = ExtractionConfig()
     regions = options.images * options.pairs
     shape = (clip.batch_size, 3, clip.image_size, clip.image_size)
     ready = torch.randint(256, shape, dtype=torch.uint8, device=device)
@@ -82,7 +81,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             clip.encode_images(ready[: regions - start])
 
     def build() -> None:
-        outputs, failed = extract(image_tasks, teacher, extraction, lambda count: None)
+        outputs, failed = extract(image_tasks, models, extraction, lambda count: None)
         write_shard(folder / "shard.h5", "0" * 64, list(outputs), list(outputs.values()), failed,
                     vocabulary.num_verbs)  # fmt: skip
 

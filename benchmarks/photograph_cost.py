@@ -54,7 +54,7 @@ from teacher_cache.detectors.torchvision import (
 from teacher_cache.extraction.extract import ExtractionConfig
 from teacher_cache.extraction.inputs import BuildData, InputsConfig, read_build_data
 from teacher_cache.reader.format import TeacherOutputs
-from teacher_cache.teachers.clip import ClipConfig
+from teacher_cache.teachers.load import TeacherConfig
 from teacher_cache.teachers.regions import RegionMode, crop_regions, union_regions
 from teacher_cache.writer.shard import write_shard
 
@@ -93,7 +93,7 @@ class Stopwatch:
 
 def read_data(limit: int | None) -> BuildData:
     """Some of the labelled photographs with the detector's boxes."""
-    config = InputsConfig(PHOTOS, "train", None, ClipConfig(""), (), ExtractionConfig(), "cpu")
+    config = InputsConfig(PHOTOS, "train", None, TeacherConfig(), (), ExtractionConfig(), "cpu")
     return read_build_data(replace(config, proposals=PHOTOS / DETECTIONS, limit=limit))
 
 

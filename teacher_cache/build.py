@@ -51,12 +51,9 @@ from teacher_cache.extraction.inputs import (
 from teacher_cache.extraction.task import ShardTask, make_shard
 from teacher_cache.reader.cache import PromptEmbeddings, read_teacher_file
 from teacher_cache.reader.format import MANIFEST, TEACHER, vocabulary_to_dict
-from teacher_cache.teachers.clip import ClipConfig, resolve_precision
-from teacher_cache.teachers.prompts import (
-    DEFAULT_TEMPLATE,
-    embed_prompts,
-    indistinguishable_actions,
-)
+from teacher_cache.teachers.load import DEFAULT_TEACHER, TeacherConfig, parse_settings
+from teacher_cache.teachers.prompts import DEFAULT_TEMPLATE, indistinguishable_actions
+from teacher_cache.teachers.text_image import TextImageTeacher
 from teacher_cache.writer.manifest import CacheStatus, write_manifest
 from teacher_cache.writer.plan import BuildPlan, check_folder, claim_folder
 from teacher_cache.writer.settings import to_settings
@@ -81,8 +78,9 @@ class BuildConfig:
             "annotated" pairs annotated boxes (the published protocol).
         detector, detector_weights, detector_classes: see `DetectorConfig`; None for the dataset's
             own detector, or torchvision's default one.
-        clip_model, clip_weights, precision: see `ClipConfig`; None for the dataset's own teacher,
-            or the published one.
+        teacher, teacher_settings: see `TeacherConfig`; settings are texts KEY=VALUE.
+        clip_model, clip_weights, precision: settings of the default teacher, see `ClipConfig`; None
+            for the dataset's own teacher, or the published one.
         mode: where shards are made; None for one process per GPU if there are several, and for
             this process otherwise.
         share: this job's share of the shards, in a job array; None for all of them.
@@ -108,6 +106,8 @@ class BuildConfig:
     share: ArrayShare | None = None
     threads: int | None = None
     device: str = "auto"
+    teacher: str = DEFAULT_TEACHER
+    teacher_settings: tuple[str, ...] = ()
 
 
 def build_cache(config: BuildConfig) -> None:
@@ -168,8 +168,8 @@ def build_cache(config: BuildConfig) -> None:
 
 def _plan_build(
     config: BuildConfig, mode: ExecutionMode, inputs_config: InputsConfig, data: BuildData
-) -> tuple[BuildPlan, PromptEmbeddings]:
-    """The build's plan and the text embeddings.
+) -> tuple[BuildPlan, PromptEmbeddings | None]:
+    """The build's plan, and the text embeddings of a teacher that has a text encoder.
 
     This loads the models in this process, even if other processes make the shards. The prompts are
     encoded before the folder is created, because a tokenizer may reject them.
@@ -187,8 +187,10 @@ def _plan_build(
         settings=to_settings("build", resolve_config(config, inputs_config, inputs)),
         vocabulary=vocabulary_to_dict(data.vocabulary),
     )
-    embeddings = embed_prompts(inputs.prompts, inputs.clip.encode_texts)
-    return plan, PromptEmbeddings(inputs.prompts, embeddings, inputs.clip.logit_scale)
+    if inputs.prompts is None:
+        return plan, None
+    assert isinstance(inputs.teacher, TextImageTeacher)
+    return plan, inputs.teacher.embed_prompts(inputs.prompts)
 
 
 def _build_shards(
@@ -322,16 +324,13 @@ def resolve_inputs_config(
     Raises:
         InputError: options contradict each other, or a file of the dataset is missing.
     """
-    clip, device = _resolve_clip(dataset, config), config.device
-    if is_remote(mode):
-        device = resolve_remote_device(mode, device)
-        clip = replace(clip, precision=resolve_precision(clip.precision, device))
+    device = resolve_remote_device(mode, config.device) if is_remote(mode) else config.device
     return InputsConfig(
         dataset=config.dataset,
         part=config.part,
         limit=config.limit,
         detector=resolve_detector(dataset, config) if _uses_detector(config) else None,
-        clip=clip,
+        teacher=resolve_teacher(dataset, config, device if is_remote(mode) else None),
         templates=config.templates,
         extraction=config.extraction,
         device=device,
@@ -347,13 +346,15 @@ def resolve_config(
 
     A repair can then repeat the build, even if the defaults have changed.
     """
-    config = replace(
-        config,
-        clip_model=inputs_config.clip.model,
-        clip_weights=inputs_config.clip.weights,
-        precision=inputs.clip.precision,
-        threads=inputs_config.threads,
-    )
+    config = replace(config, threads=inputs_config.threads)
+    if config.teacher == DEFAULT_TEACHER:
+        settings = dict(inputs_config.teacher.settings)
+        config = replace(
+            config,
+            clip_model=settings["model"],
+            clip_weights=settings.get("weights"),
+            precision=inputs.parts["clip.precision"],
+        )
     detector = inputs_config.detector
     if detector is None:
         return config
@@ -407,13 +408,58 @@ def resolve_detector(dataset: Dataset, config: BuildConfig) -> DetectorConfig:
     return DetectorConfig(name or DEFAULT_DETECTOR, weights, threshold, config.detector_classes)
 
 
-def _resolve_clip(dataset: Dataset, config: BuildConfig) -> ClipConfig:
-    if config.clip_model is not None:
-        return ClipConfig(config.clip_model, config.clip_weights, config.precision)
-    if dataset.teacher is None:
-        return ClipConfig(
-            DEFAULT_CLIP_MODEL, config.clip_weights or DEFAULT_CLIP_WEIGHTS, config.precision
+def resolve_teacher(
+    dataset: Dataset, config: BuildConfig, remote_device: str | None = None
+) -> TeacherConfig:
+    """The configured teacher; by default a model of open_clip, as `_resolve_clip` says.
+
+    Args:
+        dataset, config: of the build.
+        remote_device: device of workers on other machines, which this one may not have.
+
+    Raises:
+        InputError: options contradict each other, or the dataset's teacher is missing.
+    """
+    if config.teacher != DEFAULT_TEACHER:
+        precision = None if config.precision == "auto" else config.precision
+        options = {
+            "--clip-model": config.clip_model,
+            "--clip-weights": config.clip_weights,
+            "--precision": precision,
+        }
+        for option, value in options.items():
+            if value is not None:
+                raise InputError(
+                    f"{option}: expected none with --teacher {config.teacher}, found {value}"
+                )
+        settings = parse_settings(config.teacher_settings)
+        return TeacherConfig(config.teacher, settings, str(Path.cwd()))
+    if config.teacher_settings:
+        raise InputError(
+            f"--teacher-set: expected --teacher module:Class as well; {DEFAULT_TEACHER} has options"
+            f" of its own, found {config.teacher_settings[0]}"
         )
+    from teacher_cache.teachers.clip import resolve_precision
+
+    model, weights = _resolve_clip(dataset, config)
+    precision = config.precision
+    if remote_device is not None:
+        precision = resolve_precision(precision, remote_device)
+    values = {"model": model, "weights": weights, "precision": precision}
+    return TeacherConfig(settings=tuple((n, v) for n, v in values.items() if v is not None))
+
+
+def _resolve_clip(dataset: Dataset, config: BuildConfig) -> tuple[str, str | None]:
+    """The configured CLIP model and weights, otherwise the dataset's own, otherwise the published
+    ones.
+
+    Raises:
+        InputError: the dataset's folder is missing.
+    """
+    if config.clip_model is not None:
+        return config.clip_model, config.clip_weights
+    if dataset.teacher is None:
+        return DEFAULT_CLIP_MODEL, config.clip_weights or DEFAULT_CLIP_WEIGHTS
     if not dataset.teacher.is_dir():
         raise InputError(f"{dataset.teacher}: no such CLIP folder, named by {dataset.root}")
-    return ClipConfig(str(dataset.teacher), config.clip_weights, config.precision)
+    return str(dataset.teacher), config.clip_weights

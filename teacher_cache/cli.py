@@ -159,6 +159,34 @@ def cache() -> None:
     ),
 )
 @cloup.option_group(
+    "Teacher",
+    option(
+        "--teacher",
+        metavar="NAME|module:Class",
+        default="open_clip",
+        show_default=True,
+        help=(
+            "The model that scores the pairs: open_clip, a CLIP model that the options below"
+            " choose, or your own subclass of teacher_cache.teachers.base.Teacher, in a module of"
+            " the working folder or an installed one."
+        ),
+    ),
+    option(
+        "--teacher-set",
+        "teacher_settings",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="A setting of your own teacher, an argument of its class. Can be given several times.",
+    ),
+    option(
+        "--batch-size",
+        "regions_per_batch",
+        type=POSITIVE_INT,
+        show_default="64, on a GPU 256",
+        help="Batch size of the teacher (regions).",
+    ),
+)
+@cloup.option_group(
     "CLIP",
     option(
         "--clip-model",
@@ -187,19 +215,12 @@ def cache() -> None:
         ),
     ),
     option(
-        "--batch-size",
-        "regions_per_batch",
-        type=POSITIVE_INT,
-        show_default="64, on a GPU 256",
-        help="Batch size of CLIP (regions).",
-    ),
-    option(
         "--level",
         type=click.Choice(["region", "image"]),
         default="region",
         show_default=True,
         hidden=True,
-        help="CLIP's input for a pair: its union region, or the whole image.",
+        help="The region of a pair: its union box, or the whole image.",
     ),
     option(
         "--region",
@@ -208,7 +229,7 @@ def cache() -> None:
         metavar="pad|stretch|context=F",
         hidden=True,
         help=(
-            "How a region becomes CLIP's square input: padded with black (pad), stretched"
+            "How a region becomes the teacher's square input: padded with black (pad), stretched"
             " (stretch), or padded after its box is enlarged F-fold (context=F)."
         ),
     ),

@@ -32,6 +32,19 @@ clip_weights_option = option(
     metavar="TAG|FILE",
     help="Weights of --clip-model: a pretrained tag of open_clip or a checkpoint file.",
 )
+teacher_option = option(
+    "--teacher",
+    metavar="module:Class",
+    help="The cache's teacher, if it is your own: its code runs only if you name it.",
+)
+teacher_set_option = option(
+    "--teacher-set",
+    "teacher_settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    show_default="as recorded in the cache",
+    help="A setting of --teacher. Can be given several times.",
+)
 overwrite_option = option("--overwrite", is_flag=True, help="Replace existing files.")
 
 
@@ -117,6 +130,8 @@ def inspect(**options: Any) -> None:
 )
 @clip_model_option
 @clip_weights_option
+@teacher_option
+@teacher_set_option
 @overwrite_option
 @device_option
 @config_option
@@ -183,6 +198,7 @@ def show(**options: Any) -> None:
     show_default="the device of the build",
     help="Device of the models in a repair.",
 )
+@teacher_option
 @config_option
 def verify(**options: Any) -> None:
     """Check every byte of CACHE; complete the manifest of a cache that several jobs built."""
@@ -219,6 +235,8 @@ def verify(**options: Any) -> None:
 )
 @clip_model_option
 @clip_weights_option
+@teacher_option
+@teacher_set_option
 @device_option
 @config_option
 def rescore(**options: Any) -> None:

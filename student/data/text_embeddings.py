@@ -61,7 +61,7 @@ def text_head_options(
 
     Raises:
         InputError: an embedding weight with a linear head or without distillation, or a cache
-            without region embeddings or without the name of its CLIP model.
+            without text embeddings, region embeddings or without the name of its CLIP model.
     """
     weight = options.get("embedding_weight")
     if options.get("verb_head", "linear") != "text":
@@ -73,6 +73,7 @@ def text_head_options(
         raise InputError(f"--embedding-weight: expected 0 with --no-distillation, found {weight:g}")
     if weight is None:
         weight = DEFAULT_EMBEDDING_WEIGHT if distillation else 0.0
+    text_dim = cache.prompt_embeddings.embeddings.shape[1]
     if weight and not cache.has_embeddings:
         raise InputError(
             f"{cache.path}: expected region embeddings for --embedding-weight {weight:g}, found"
@@ -84,7 +85,7 @@ def text_head_options(
         )
     return {
         "embedding_weight": weight,
-        "text_dim": cache.prompt_embeddings.embeddings.shape[1],
+        "text_dim": text_dim,
         "num_texts": vocabulary.num_interactions + vocabulary.num_verbs,
         "text_model": cache.text_model,
     }

@@ -25,7 +25,15 @@ from pipeline.vocabulary import NO_INTERACTION, Vocabulary
 from teacher_cache.analysis.figures import HISTOGRAM_BINS, draw_overview
 from teacher_cache.detectors.pairing import pair_labels
 from teacher_cache.reader.cache import TeacherCache, open_cache
-from teacher_cache.reader.format import ANNOTATED, PAIR_OFFSETS, SHARDS, displayed_parts
+from teacher_cache.reader.format import (
+    ANNOTATED,
+    INDEPENDENT,
+    PAIR_OFFSETS,
+    SHARDS,
+    SOFTMAX,
+    displayed_parts,
+)
+from teacher_cache.reader.soft_targets import object_actions
 
 logger = get_logger(__name__)
 
@@ -142,7 +150,7 @@ def compute_overview(cache: TeacherCache) -> dict[str, Any]:
         has_action = top > 0
         np.add.at(top_actions, (arrays["pairs/object_label"][has_action], best[has_action]), 1)
         labels = arrays["pairs/object_label"].astype(np.int64)
-        entropy = relative_entropy(probabilities, labels, vocabulary)
+        entropy = relative_entropy(probabilities, labels, vocabulary, cache.probabilities)
         spread.add(labels, arrays["pairs/region"], probabilities, entropy, best)
         for source, kind in enumerate(PAIR_KINDS):
             confidence[kind].append(top[has_action & (sources == source)])
@@ -189,37 +197,47 @@ def compute_overview(cache: TeacherCache) -> dict[str, Any]:
 
 
 def relative_entropy(
-    probabilities: np.ndarray, object_labels: np.ndarray, vocabulary: Vocabulary
+    probabilities: np.ndarray,
+    object_labels: np.ndarray,
+    vocabulary: Vocabulary,
+    kind: str = SOFTMAX,
 ) -> np.ndarray:
-    """Entropy of distributions over the actions of an object, relative to its maximum.
+    """Entropy of the probabilities of an object's actions, relative to its maximum.
 
     Args:
         probabilities: (P, V) probability of every action; 0 for verbs that form no interaction with
             the object.
         object_labels: (P,) object index of every pair.
         vocabulary: defines the number of actions A of an object, without `no_interaction`.
+        kind: see `TeacherCache.probabilities`. The entropy of independent probabilities is the mean
+            of the actions' binary entropies: 1 if all of them are 0.5.
 
     Returns:
         (P,) float64 from 0, one certain action, to 1, all A actions equally probable: the entropy
         divided by log A. NaN for an object with less than two actions.
     """
     values = probabilities.astype(np.float32)
+    num_actions = _count_actions(vocabulary)[object_labels]
+    if kind == INDEPENDENT:
+        binary = (_xlogx(values) + _xlogx(1 - values)).sum(axis=1, dtype=np.float64)
+        counts = np.where(num_actions > 1, num_actions, np.nan)
+        return (-binary / np.log(2) / counts).clip(0, 1)
     # Probabilities rounded to float16 do not sum to 1.
     sums = values.sum(axis=1, dtype=np.float64)
-    logs = np.log(values, out=np.zeros_like(values), where=values > 0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        entropy = np.log(sums) - (values * logs).sum(axis=1, dtype=np.float64) / sums
-        num_actions = _count_actions(vocabulary)[object_labels]
+        entropy = np.log(sums) - _xlogx(values).sum(axis=1, dtype=np.float64) / sums
         relative = np.where(num_actions > 1, entropy / np.log(num_actions), np.nan)
     return relative.clip(0, 1)
 
 
+def _xlogx(values: np.ndarray) -> np.ndarray:
+    """x log x, and 0 for 0."""
+    return values * np.log(values, out=np.zeros_like(values), where=values > 0)
+
+
 def _count_actions(vocabulary: Vocabulary) -> np.ndarray:
     """(O,) number of actions of every object, without `no_interaction`."""
-    valid = vocabulary.valid.copy()
-    if vocabulary.no_interaction is not None:
-        valid[vocabulary.no_interaction] = False
-    return valid.sum(axis=0)
+    return object_actions(vocabulary).sum(axis=1)
 
 
 class TeacherSpread:
@@ -296,8 +314,8 @@ class TeacherSpread:
         if uniform >= UNIFORM_SHARE:
             return [
                 f"the teacher's probabilities are nearly uniform for {format_percent(uniform, 0)} %"
-                " of the regions, so that soft labels say nothing: check the weights of CLIP and"
-                " the temperature (eoid-cache rescore --temperature)"
+                " of the regions, so that soft labels say nothing: check the teacher's weights"
+                " and the temperature (eoid-cache rescore --temperature)"
             ]
         means = self._sums[judged] / num_regions[:, None]
         variance = self._square_sums[judged] / num_regions - np.square(means).sum(axis=1)
@@ -307,7 +325,7 @@ class TeacherSpread:
             return [
                 "the teacher has the same probabilities for all pairs of an object, for"
                 f" {is_constant.sum()} of {len(judged)} objects with {MIN_REGIONS} regions or more:"
-                " check the images and the weights of CLIP"
+                " check the images and the teacher's weights"
             ]
         is_single = self._top_actions[judged].max(axis=1) >= SINGLE_ACTION_SHARE * num_regions
         is_enough = len(judged) >= MIN_SINGLE_ACTION_OBJECTS
@@ -315,7 +333,7 @@ class TeacherSpread:
             return [
                 "the teacher's best action is the same for all pairs of an object, for"
                 f" {is_single.sum()} of {len(judged)} objects with {MIN_REGIONS} regions or more:"
-                " check the prompts and the weights of CLIP"
+                " check the prompts and the teacher's weights"
             ]
         return []
 

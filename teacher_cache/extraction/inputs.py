@@ -13,6 +13,7 @@ import torch
 from pipeline.annotations.load import AnnotationFile
 from pipeline.datasets.dataset import Dataset, open_dataset
 from pipeline.utils.devices import configure_device, resolve_device
+from pipeline.utils.errors import InputError
 from pipeline.utils.files import sha256_of_json
 from pipeline.vocabulary import Vocabulary
 from teacher_cache.detectors.pairing import ObjectBoxes, annotated_boxes, annotated_pairs
@@ -22,8 +23,10 @@ from teacher_cache.extraction.decoding import ImageTask
 from teacher_cache.extraction.extract import ExtractionConfig
 from teacher_cache.reader.fingerprint import compute_fingerprint
 from teacher_cache.reader.format import FORMAT_VERSION
-from teacher_cache.teachers.clip import ClipConfig, ClipTeacher
-from teacher_cache.teachers.prompts import Prompts, interaction_prompts
+from teacher_cache.teachers.base import Teacher
+from teacher_cache.teachers.load import TeacherConfig, load_teacher
+from teacher_cache.teachers.prompts import DEFAULT_TEMPLATE, Prompts, interaction_prompts
+from teacher_cache.teachers.text_image import TextImageTeacher
 from teacher_cache.writer.settings import absolute_if_exists
 
 
@@ -42,7 +45,7 @@ class InputsConfig:
     dataset: Path
     part: str
     detector: DetectorConfig | None
-    clip: ClipConfig
+    teacher: TeacherConfig
     templates: tuple[str, ...]
     extraction: ExtractionConfig
     device: str
@@ -52,20 +55,16 @@ class InputsConfig:
 
     def absolute(self) -> InputsConfig:
         """The same configuration with absolute paths, for processes with other working folders."""
-        detector, clip = self.detector, self.clip
+        detector = self.detector
         if detector is not None and detector.weights is not None:
             detector = replace(detector, weights=absolute_if_exists(detector.weights))
-        clip = replace(
-            clip,
-            model=absolute_if_exists(clip.model),
-            weights=clip.weights and absolute_if_exists(clip.weights),
-        )
+        settings = tuple((name, absolute_if_exists(text)) for name, text in self.teacher.settings)
         return replace(
             self,
             dataset=self.dataset.absolute(),
             detector=detector,
             proposals=self.proposals and self.proposals.absolute(),
-            clip=clip,
+            teacher=replace(self.teacher, settings=settings),
         )
 
 
@@ -82,12 +81,13 @@ class BuildData:
 
 @dataclass(frozen=True, eq=False)
 class BuildInputs:
-    """Loaded inputs of a build; the detector is None where all boxes are known beforehand."""
+    """Loaded inputs of a build; the detector is None where all boxes are known beforehand, and the
+    prompts are for a teacher that has no text encoder."""
 
     data: BuildData
-    prompts: Prompts
+    prompts: Prompts | None
     detector: Detector | None
-    clip: ClipTeacher
+    teacher: Teacher
     parts: dict[str, Any]
 
     @cached_property
@@ -144,17 +144,27 @@ def load_build_inputs(config: InputsConfig, data: BuildData) -> BuildInputs:
     clear_build_inputs()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    prompts = interaction_prompts(data.vocabulary, config.templates)
-    # The text encoder runs in float32; TF32 would change its embeddings.
-    device = configure_device(
-        resolve_device(config.device), config.clip.precision, exact_matmul=True
-    )
+    prompts: Prompts | None = interaction_prompts(data.vocabulary, config.templates)
+    # Text encoders run in float32; TF32 would change their embeddings.
+    precision = dict(config.teacher.settings).get("precision", "float32")
+    device = configure_device(resolve_device(config.device), precision, exact_matmul=True)
     detector = None
     if config.detector is not None:
         detector = Detector(config.detector, data.vocabulary, device)
-    clip = ClipTeacher(config.clip, device)
-    parts = fingerprint_parts(data, detector, clip, prompts, config.extraction)
-    inputs = BuildInputs(data, prompts, detector, clip, parts)
+    teacher = load_teacher(config.teacher, device)
+    teacher.detector_follows = detector is not None
+    teacher.region = config.extraction.region
+    if config.extraction.regions_per_batch is not None:
+        teacher.batch_size = config.extraction.regions_per_batch
+    if not isinstance(teacher, TextImageTeacher):
+        if config.templates != (DEFAULT_TEMPLATE,):
+            raise InputError(
+                f"--template: expected none with {teacher.name}, which has no text encoder, found"
+                f" {config.templates[0]!r}"
+            )
+        prompts = None
+    parts = fingerprint_parts(data, detector, teacher, prompts, config.extraction)
+    inputs = BuildInputs(data, prompts, detector, teacher, parts)
     _loaded_inputs[config] = inputs
     return inputs
 
@@ -162,8 +172,8 @@ def load_build_inputs(config: InputsConfig, data: BuildData) -> BuildInputs:
 def fingerprint_parts(
     data: BuildData,
     detector: Detector | None,
-    clip: ClipTeacher,
-    prompts: Prompts,
+    teacher: Teacher,
+    prompts: Prompts | None,
     extraction: ExtractionConfig,
 ) -> dict[str, Any]:
     """The parts of the fingerprint by name. Batch sizes are left out: they change no output."""
@@ -183,8 +193,8 @@ def fingerprint_parts(
         "annotations": data.annotations.digest,
         "part": data.annotations.part,
         **boxes,
-        "prompts": sha256_of_json(prompts),
-        **clip.fingerprint_parts(),
+        **({} if prompts is None else {"prompts": sha256_of_json(prompts)}),
+        **teacher.fingerprint_parts(),
         "level": extraction.level,
         "region": extraction.region.name,
     }

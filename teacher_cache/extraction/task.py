@@ -68,11 +68,12 @@ def make_shard(task: ShardTask, on_progress: Callable[[int], None] | None = None
             on_progress(len(task))
         return read_shard_record(task.path, task.fingerprint)
     vocabulary = inputs.data.vocabulary
-    text = read_teacher_file(task.folder / TEACHER, task.fingerprint)
-    teacher = TeacherModels(inputs.detector, inputs.clip, text, vocabulary)
+    # Those of the builder: embeddings of different devices differ slightly.
+    inputs.teacher.text = read_teacher_file(task.folder / TEACHER, task.fingerprint)
+    models = TeacherModels(inputs.detector, inputs.teacher, vocabulary)
     image_tasks = inputs.data.image_tasks[task.first : task.end]
     outputs, failed = extract(
-        image_tasks, teacher, task.inputs_config.extraction, on_progress or (lambda count: None)
+        image_tasks, models, task.inputs_config.extraction, on_progress or (lambda count: None)
     )
     write_shard(
         task.path,

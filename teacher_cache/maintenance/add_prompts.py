@@ -7,8 +7,9 @@ does not contain. Encoding their prompts once lets it do so without loading CLIP
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from pipeline.utils.logging import get_logger
 from pipeline.utils.text import count_noun
 from pipeline.vocabulary import Vocabulary, load_vocabulary, normalise_name
 from teacher_cache.reader.cache import PromptEmbeddings, TeacherCache, open_cache
+from teacher_cache.reader.fingerprint import teacher_parts
 from teacher_cache.reader.prompts_file import ActionPrompts
 from teacher_cache.teachers.prompts import (
     DEFAULT_TEMPLATE,
@@ -48,6 +50,8 @@ def create_prompts_file(
     clip_weights: str | None = None,
     device: str = "auto",
     overwrite: bool = False,
+    teacher: str | None = None,
+    teacher_settings: Sequence[str] = (),
 ) -> ActionPrompts:
     """Embeds the prompts of new interactions with a cache's CLIP, and writes the prompts file.
 
@@ -61,21 +65,22 @@ def create_prompts_file(
         clip_model, clip_weights: the cache's CLIP model; None for the one in its settings.
         device: device of CLIP.
         overwrite: whether an existing file may be replaced.
+        teacher, teacher_settings: see `load_text_encoder`.
 
     Raises:
         InputError: the input is bad, there is no new interaction, or templates or CLIP model are
             not the cache's.
     """
     refuse_existing(out, overwrite)
-    teacher = open_cache(cache)
-    known = teacher.vocabulary
+    cached = open_cache(cache)
+    known = cached.vocabulary
     new = [interaction for text in added for interaction in parse_action(text, known)]
     if vocabulary is not None:
         new += _missing_interactions(load_vocabulary(vocabulary), known, vocabulary)
     if not new:
         raise InputError("expected --add or --vocabulary with an action that is new, found none")
-    templates = _resolve_templates(teacher, templates)
-    if teacher.text_model is None:
+    templates = _resolve_templates(cached, templates)
+    if cached.text_model is None:
         raise InputError(f"{cache}: expected the name of the CLIP model of its prompts")
     # A dict without values serves as an ordered set.
     new = list(dict.fromkeys(new))
@@ -85,9 +90,9 @@ def create_prompts_file(
             raise InputError(f"{verb}: expected one form in prompts, found {forms[verb]} and {ing}")
     verbs = list(forms)
     prompts: Prompts = tuple(fill_templates(templates, ing, name) for _, ing, name in new)
-    encode = load_text_encoder(teacher, clip_model, clip_weights, device)
+    encode = load_text_encoder(cached, clip_model, clip_weights, device, teacher, teacher_settings)
     action_prompts = ActionPrompts(
-        text_model=teacher.text_model,
+        text_model=cached.text_model,
         verbs=tuple(verbs),
         verb_ings=tuple(forms.values()),
         actions=np.array([verbs.index(verb) for verb, *_ in new], dtype=np.int64),
@@ -96,17 +101,17 @@ def create_prompts_file(
         embeddings=embed_prompts(prompts, encode),
     )
     write_prompts_file(out, action_prompts)
-    cached = teacher.prompt_embeddings
+    text = cached.prompt_embeddings
     # An action with the sentence of a known one is a synonym, which is intended: it is named below.
     known_verbs = dict(
-        zip(cached.prompts, (verb for verb, _ in known.interaction_names), strict=True)
+        zip(text.prompts, (verb for verb, _ in known.interaction_names), strict=True)
     )
     fresh = [row for row, group in enumerate(prompts) if group not in known_verbs]
     names = [*known.interaction_names, *((new[row][0], new[row][2]) for row in fresh)]
-    embeddings = np.concatenate([cached.embeddings, action_prompts.embeddings[fresh]])
-    sentences = (*cached.prompts, *(prompts[row] for row in fresh))
-    text = PromptEmbeddings(sentences, embeddings, cached.logit_scale)
-    if line := indistinguishable_actions(names, text):
+    embeddings = np.concatenate([text.embeddings, action_prompts.embeddings[fresh]])
+    sentences = (*text.prompts, *(prompts[row] for row in fresh))
+    joined = PromptEmbeddings(sentences, embeddings, text.logit_scale)
+    if line := indistinguishable_actions(names, joined):
         logger.warning(line)
     for index, verb in enumerate(verbs):
         rows = np.flatnonzero(action_prompts.actions == index)
@@ -210,30 +215,75 @@ def resolve_clip(
 
 
 def load_text_encoder(
-    cache: TeacherCache, model: str | None, weights: str | None, device: str
+    cache: TeacherCache,
+    model: str | None,
+    weights: str | None,
+    device: str,
+    teacher: str | None = None,
+    teacher_settings: Sequence[str] = (),
 ) -> Callable[[Sequence[str]], np.ndarray]:
-    """Loads the cache's CLIP model; returns a function from N sentences to (N, D) embeddings.
+    """Loads the cache's teacher; returns a function from N sentences to (N, D) embeddings.
 
     Args:
-        cache: the cache, which contains the digest of the model's weights.
-        model, weights: the model, see `ClipConfig`; None for the one in the cache's settings.
+        cache: the cache, whose fingerprint contains the digest of the teacher's weights.
+        model, weights: a model of open_clip, see `ClipConfig`; None for the one in the cache's
+            settings.
         device: name of a torch device, or "auto".
+        teacher, teacher_settings: a user's own teacher, see `confirm_teacher`, and its settings;
+            empty for those in the cache's settings.
 
     Raises:
-        InputError: the model is not known, cannot be loaded, or is not the cache's.
+        InputError: the teacher is not known, cannot be loaded, or is not the cache's.
     """
     from pipeline.utils.devices import configure_device, resolve_device
-    from teacher_cache.teachers.clip import ClipConfig, ClipTeacher
+    from teacher_cache.teachers.load import TeacherConfig, load_teacher, parse_settings
+    from teacher_cache.teachers.text_image import TextImageTeacher
 
-    model, weights = resolve_clip(cache, model, weights)
-    if model is None:
-        raise InputError(
-            "--clip-model: expected the cache's CLIP model for new prompts, found none"
-        )
-    torch_device = configure_device(resolve_device(device), "float32")
-    clip = ClipTeacher(ClipConfig(model, weights), torch_device)
-    expected = {"clip.weights": cache.manifest["parts"].get("clip.weights")}
-    changes = describe_changes(expected, {"clip.weights": clip.weights_digest})
+    settings = read_settings(cache.path, cache.manifest)
+    parts = cache.manifest["parts"]
+    name = confirm_teacher(settings, teacher)
+    if name is None:
+        model, weights = resolve_clip(cache, model, weights)
+        if model is None:
+            raise InputError(
+                "--clip-model: expected the cache's CLIP model for new prompts, found none"
+            )
+        values = {"model": model, **({} if weights is None else {"weights": weights})}
+        config = TeacherConfig(settings=tuple(values.items()))
+        expected = {"clip.weights": parts.get("clip.weights")}
+    else:
+        texts = teacher_settings or settings.get("teacher_settings", ())
+        config = TeacherConfig(name, parse_settings(texts), str(Path.cwd()))
+        expected = teacher_parts(parts)
+    loaded = load_teacher(config, configure_device(resolve_device(device), "float32"))
+    found = loaded.fingerprint_parts()
+    changes = describe_changes(expected, {part: found.get(part) for part in expected})
     if changes:
-        raise InputError(f"--clip-model: expected the cache's own CLIP, found another ({changes})")
-    return clip.encode_texts
+        own = "--clip-model: expected the cache's own CLIP"
+        if name is not None:
+            own = "--teacher-set: expected the cache's own teacher"
+        raise InputError(f"{own}, found another ({changes})")
+    assert isinstance(loaded, TextImageTeacher), "other caches have no text embeddings"
+    return loaded.encode_texts
+
+
+def confirm_teacher(settings: Mapping[str, Any], teacher: str | None) -> str | None:
+    """The name of a cache's own teacher if the user has named it as well; None for open_clip's.
+
+    A cache may come from anywhere, so its settings alone make no code run.
+
+    Args:
+        settings: of the cache.
+        teacher: `--teacher` of the command.
+
+    Raises:
+        InputError: the user has named no teacher, or another than the cache's.
+    """
+    stored = settings.get("teacher")
+    # Names without a colon are teachers of this package.
+    if teacher != stored and (teacher is not None or ":" in str(stored)):
+        reason = ", the cache's teacher, whose code runs only if you name it" if stored else ""
+        raise InputError(
+            f"--teacher: expected {stored or 'none'}{reason}, found {teacher or 'none'}"
+        )
+    return stored

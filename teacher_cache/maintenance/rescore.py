@@ -55,6 +55,7 @@ class RescoreConfig:
         clip_model, clip_weights: the cache's CLIP model, which encodes new prompts; None for the
             one named in the cache's settings.
         device: device of CLIP.
+        teacher, teacher_settings: see `load_text_encoder`.
     """
 
     cache: Path
@@ -65,6 +66,8 @@ class RescoreConfig:
     clip_model: str | None = None
     clip_weights: str | None = None
     device: str = "auto"
+    teacher: str | None = None
+    teacher_settings: tuple[str, ...] = ()
 
 
 def rescore_cache(config: RescoreConfig) -> None:
@@ -80,6 +83,7 @@ def rescore_cache(config: RescoreConfig) -> None:
             "expected --template, --vocabulary or --temperature, found nothing to change"
         )
     cache = open_cache(config.cache)
+    prompts = cache.prompt_embeddings.prompts
     if not cache.has_embeddings:
         raise InputError(
             f"{cache.path}: expected region embeddings, found none (it was built with"
@@ -87,21 +91,22 @@ def rescore_cache(config: RescoreConfig) -> None:
         )
     # The settings in the new cache do not depend on those of the old one.
     model, weights = resolve_clip(cache, config.clip_model, config.clip_weights)
-    templates = read_settings(cache.path, cache.manifest).get("templates", ())
+    settings, named_teacher = read_settings(cache.path, cache.manifest), config.teacher
     config = replace(
         config,
         clip_model=model,
         clip_weights=weights,
-        templates=config.templates or tuple(templates),
+        templates=config.templates or tuple(settings.get("templates", ())),
+        teacher=config.teacher or settings.get("teacher"),
+        teacher_settings=config.teacher_settings or tuple(settings.get("teacher_settings", ())),
     )
     vocabulary = cache.vocabulary
     if config.vocabulary is not None:
         vocabulary = load_vocabulary(config.vocabulary)
     object_map = map_object_labels(cache.vocabulary, vocabulary, str(config.vocabulary))
-    prompts = cache.prompt_embeddings.prompts
     if new_prompts:
         prompts = interaction_prompts(vocabulary, config.templates)
-    text = _encode_prompts(cache, prompts, config)
+    text = _encode_prompts(cache, prompts, config, named_teacher)
     parts = {
         **cache.manifest["parts"],
         "vocabulary": vocabulary.digest(),
@@ -166,14 +171,21 @@ def map_object_labels(old: Vocabulary, new: Vocabulary, file: str) -> np.ndarray
 
 
 def _encode_prompts(
-    cache: TeacherCache, prompts: Prompts, config: RescoreConfig
+    cache: TeacherCache, prompts: Prompts, config: RescoreConfig, named_teacher: str | None
 ) -> PromptEmbeddings:
     """Prompt embeddings; CLIP is loaded only for prompts that the cache does not contain."""
     cached = cache.prompt_embeddings
     embeddings = dict(zip(cached.prompts, cached.embeddings, strict=True))
     new = [group for group in dict.fromkeys(prompts) if group not in embeddings]
     if new:
-        encode = load_text_encoder(cache, config.clip_model, config.clip_weights, config.device)
+        encode = load_text_encoder(
+            cache,
+            config.clip_model,
+            config.clip_weights,
+            config.device,
+            named_teacher,
+            config.teacher_settings,
+        )
         embeddings |= zip(new, embed_prompts(new, encode), strict=True)
     scale = cached.logit_scale if config.temperature is None else 1 / config.temperature
     return PromptEmbeddings(prompts, np.stack([embeddings[group] for group in prompts]), scale)

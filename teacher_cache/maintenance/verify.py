@@ -39,7 +39,11 @@ MACHINE_SETTINGS = ("mode", "share", "workers")
 
 
 def verify_cache(
-    cache: Path, repair: bool = False, dataset: Path | None = None, device: str | None = None
+    cache: Path,
+    repair: bool = False,
+    dataset: Path | None = None,
+    device: str | None = None,
+    teacher: str | None = None,
 ) -> None:
     """Checks all files of a cache, prints all problems, and repairs them if `repair`.
 
@@ -51,6 +55,7 @@ def verify_cache(
         dataset: the dataset folder, which the cache must match and from which a repair reads
             images; None to check none, and to repair from the folder in the cache's settings.
         device: device of the models in a repair; None for the one in the cache's settings.
+        teacher: the cache's teacher if it is a user's own, whose code a repair runs.
 
     Raises:
         InputError: there are problems that were not repaired, the cache does not match the
@@ -59,13 +64,13 @@ def verify_cache(
     if not (cache / MANIFEST).is_file():
         if not (cache / PLAN).is_file():
             raise InputError(f"{cache}: expected a cache folder with {MANIFEST}, found none")
-        _complete_manifest(cache, repair, dataset, device)
+        _complete_manifest(cache, repair, dataset, device, teacher)
     with lock_folder(cache) if repair else nullcontext():
         problems = find_problems(cache)
         for name, description in problems.items():
             print(f"{name}: {description}")
         if problems and repair:
-            _repair_cache(cache, problems, dataset, device)
+            _repair_cache(cache, problems, dataset, device, teacher)
             problems = find_problems(cache)
     for name, description in problems.items():
         count = f" ({len(problems)} problems)" if len(problems) > 1 else ""
@@ -87,7 +92,7 @@ def verify_cache(
 
 
 def _complete_manifest(
-    folder: Path, repair: bool, dataset: Path | None, device: str | None
+    folder: Path, repair: bool, dataset: Path | None, device: str | None, teacher: str | None
 ) -> None:
     """Writes a missing manifest, after making missing shards if `repair`.
 
@@ -99,7 +104,7 @@ def _complete_manifest(
         raise InputError(f"{folder / PLAN}: is damaged: its own checksum does not match")
     missing = write_manifest(folder).missing
     if missing and repair:
-        _repeat_command(plan, folder, dataset, device)
+        _repeat_command(plan, folder, dataset, device, teacher)
         return
     for name in missing:
         print(f"{SHARDS}/{name}: is missing")
@@ -228,7 +233,11 @@ def _check_content(folder: Path, name: str, fingerprint: str, entry: dict[str, A
 
 
 def _repair_cache(
-    folder: Path, problems: dict[str, str], dataset: Path | None, device: str | None
+    folder: Path,
+    problems: dict[str, str],
+    dataset: Path | None,
+    device: str | None,
+    teacher: str | None,
 ) -> None:
     """Removes unexpected files, and makes the missing and damaged ones of `problems` again.
 
@@ -255,7 +264,7 @@ def _repair_cache(
             try:
                 # It prints the numbers of the temporary cache.
                 with redirect_stdout(io.StringIO()):
-                    _repeat_command(plan, made, dataset, device)
+                    _repeat_command(plan, made, dataset, device, teacher)
             except InputError as error:
                 raise InputError(str(error).replace(str(made), str(folder))) from None
             if MANIFEST not in problems:
@@ -299,7 +308,11 @@ def _check_no_lost_images(folder: Path, made: Path) -> None:
 
 
 def _repeat_command(
-    plan: dict[str, Any], out: Path, dataset: Path | None, device: str | None
+    plan: dict[str, Any],
+    out: Path,
+    dataset: Path | None,
+    device: str | None,
+    teacher: str | None,
 ) -> None:
     """Repeats the command that made a cache in the folder `out`, where it makes the missing files.
 
@@ -309,6 +322,7 @@ def _repeat_command(
     """
     from teacher_cache.build import BuildConfig, build_cache
     from teacher_cache.detectors.torchvision import TOY, TOY_IN_CACHES
+    from teacher_cache.maintenance.add_prompts import confirm_teacher
     from teacher_cache.maintenance.rescore import RescoreConfig, rescore_cache
 
     file = out / PLAN
@@ -318,6 +332,7 @@ def _repeat_command(
         if name not in MACHINE_SETTINGS
     }
     settings["device"] = device or settings.get("device", "auto")
+    confirm_teacher(settings, teacher)
     if settings.get(COMMAND_KEY) == "rescore":
         rescore_cache(replace(from_settings(settings, RescoreConfig, file), out=out))
         return

@@ -18,10 +18,13 @@ from teacher_cache.reader.format import (
     MANIFEST,
     PAIR_DATASETS,
     PAIR_OFFSETS,
+    PROBABILITIES_PART,
     REGION_BOX,
     REGION_EMBEDDING,
     SHARDS,
+    SOFTMAX,
     TEACHER,
+    TEACHER_PART,
     TeacherOutputs,
 )
 from teacher_cache.reader.manifest import read_manifest, stored_vocabulary
@@ -100,10 +103,27 @@ class TeacherCache:
     def num_shards(self) -> int:
         return len(self.manifest["shards"])
 
+    @property
+    def probabilities(self) -> str:
+        """ "softmax" if the probabilities of a pair are a distribution over the actions of its
+        object, "independent" if every verb has a probability of its own."""
+        return self.manifest["parts"].get(PROBABILITIES_PART, SOFTMAX)
+
     @cached_property
     def prompt_embeddings(self) -> PromptEmbeddings:
-        """Prompts of the interactions, their embeddings and the logit scale."""
-        return read_teacher_file(self.path / TEACHER, self.fingerprint)
+        """Prompts of the interactions, their embeddings and the logit scale.
+
+        Raises:
+            InputError: the cache's teacher has no text encoder, or `teacher.h5` is damaged.
+        """
+        text = read_teacher_file(self.path / TEACHER, self.fingerprint)
+        if text is None:
+            name = self.manifest["parts"].get(TEACHER_PART)
+            raise InputError(
+                f"{self.path}: expected text embeddings, found none: the teacher {name} has no text"
+                " encoder"
+            )
+        return text
 
     @cached_property
     def has_embeddings(self) -> bool:
@@ -117,7 +137,7 @@ class TeacherCache:
 
     @property
     def text_model(self) -> str | None:
-        """Identifies the CLIP behind the prompt embeddings; see `text_model_digest`."""
+        """Identifies the model behind the prompt embeddings; see `text_model_digest`."""
         return text_model_digest(self.manifest["parts"])
 
     @property
@@ -257,13 +277,15 @@ def read_outputs(arrays: dict[str, np.ndarray], row: int) -> TeacherOutputs:
     )
 
 
-def read_teacher_file(path: Path, fingerprint: str) -> PromptEmbeddings:
-    """Reads `teacher.h5` of the cache with this fingerprint.
+def read_teacher_file(path: Path, fingerprint: str) -> PromptEmbeddings | None:
+    """Reads `teacher.h5` of the cache with this fingerprint; None if its teacher encodes no text.
 
     Raises:
         InputError: the file is missing, damaged, or of another cache.
     """
     with open_cache_file(path, fingerprint, "the prompt embeddings") as file:
+        if "logit_scale" not in file.attrs:
+            return None
         return PromptEmbeddings(
             prompts=tuple(tuple(row) for row in read_strings(file, "prompts")),
             embeddings=file["text_embeddings"][()],

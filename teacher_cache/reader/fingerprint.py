@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.utils.files import sha256_of_json
+from teacher_cache.reader.format import TEACHER_PART
 
-# Parts of the fingerprint that determine text embeddings.
+# Parts of the fingerprint that determine text embeddings of open_clip's models.
 TEXT_MODEL_PARTS = ("clip.model", "clip.weights", "clip.quick_gelu")
 
 
@@ -18,12 +19,22 @@ def compute_fingerprint(parts: dict[str, Any]) -> str:
     return sha256_of_json(parts)
 
 
+def teacher_parts(parts: dict[str, Any]) -> dict[str, Any]:
+    """The parts of a teacher that is none of open_clip's; empty for one of open_clip."""
+    return {
+        name: value
+        for name, value in parts.items()
+        if name == TEACHER_PART or name.startswith(f"{TEACHER_PART}.")
+    }
+
+
 def text_model_digest(parts: dict[str, Any]) -> str | None:
-    """Identifies the CLIP behind a cache's text embeddings, from the parts of its fingerprint.
+    """Identifies the model behind a cache's text embeddings, from the parts of its fingerprint.
 
     Text embeddings may be compared where their digests are equal. None in early caches, whose parts
-    do not name the weights.
+    do not name the weights, and in caches without text embeddings.
     """
-    if "clip.weights" not in parts:
-        return None
-    return sha256_of_json({name: parts.get(name) for name in TEXT_MODEL_PARTS})
+    if "clip.weights" in parts:
+        return sha256_of_json({name: parts.get(name) for name in TEXT_MODEL_PARTS})
+    teacher = teacher_parts(parts)
+    return sha256_of_json(teacher) if teacher and "prompts" in parts else None

@@ -17,6 +17,11 @@ MANIFEST = "manifest.json"
 PLAN = "build.json"
 TEACHER = "teacher.h5"
 SHARDS = "shards"
+# The part of a fingerprint that names a teacher other than one of open_clip, and that of what its
+# probabilities are: a softmax over the actions of a pair's object, which is meant where the part is
+# absent, or independent of each other.
+TEACHER_PART, PROBABILITIES_PART = "teacher", "probabilities"
+SOFTMAX, INDEPENDENT = "softmax", "independent"
 # The toy detector's name in fingerprints and settings. It has to stay: with another value, existing
 # caches would have another fingerprint.
 TOY, TOY_IN_CACHES = "toy", "world"

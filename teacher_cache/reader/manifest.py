@@ -17,7 +17,14 @@ from pipeline.vocabulary import (
     vocabulary_from_dict,
 )
 from teacher_cache.reader.fingerprint import compute_fingerprint
-from teacher_cache.reader.format import MANIFEST, PLAN, check_format_version
+from teacher_cache.reader.format import (
+    INDEPENDENT,
+    MANIFEST,
+    PLAN,
+    PROBABILITIES_PART,
+    SOFTMAX,
+    check_format_version,
+)
 
 
 class _Shard(Struct):
@@ -82,4 +89,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     convert(manifest, _Manifest, path)
     if compute_fingerprint(manifest["parts"]) != manifest["fingerprint"]:
         raise bad_field(path, "fingerprint", "the digest of parts", manifest["fingerprint"])
+    probabilities = manifest["parts"].get(PROBABILITIES_PART, SOFTMAX)
+    if probabilities not in (SOFTMAX, INDEPENDENT):
+        expected = f"{SOFTMAX} or {INDEPENDENT}"
+        raise bad_field(path, f"parts.{PROBABILITIES_PART}", expected, probabilities)
     return manifest

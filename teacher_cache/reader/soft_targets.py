@@ -1,4 +1,4 @@
-"""Action probabilities from CLIP scores: the soft targets of the distillation (section 3.3)."""
+"""Action probabilities from scores of a teacher: the soft targets (EoID section 3.3)."""
 
 from __future__ import annotations
 
@@ -37,9 +37,15 @@ def action_probabilities(
     return probabilities
 
 
+def object_actions(vocabulary: Vocabulary) -> np.ndarray:
+    """(O, V) bool: the actions of every object: verbs that form an interaction with it, without
+    `no_interaction`."""
+    actions = vocabulary.valid.T.copy()
+    if vocabulary.no_interaction is not None:
+        actions[:, vocabulary.no_interaction] = False
+    return actions
+
+
 def objects_with_actions(vocabulary: Vocabulary) -> np.ndarray:
     """(O,) bool: objects that form an interaction with at least one verb but `no_interaction`."""
-    valid = vocabulary.valid.copy()
-    if vocabulary.no_interaction is not None:
-        valid[vocabulary.no_interaction] = False
-    return np.any(valid, axis=0)
+    return np.any(object_actions(vocabulary), axis=1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ from pipeline.utils.weights import (
     save_half,
     weights_digest,
 )
+from teacher_cache.teachers.text_image import TextImageTeacher
 from teacher_cache.teachers.word_tokenizer import WordTokenizer
 
 CONFIG_FILE = "open_clip_config.json"
@@ -50,8 +51,6 @@ PREPROCESSING_KEYS = ("mean", "std", "interpolation", "resize_mode")
 Positive = Annotated[float, Meta(gt=0)]
 # Sentences per batch of the text encoder.
 TEXT_BATCH_SIZE = 256
-# Regions per batch. On a CPU the activations of larger batches no longer fit its cache.
-CPU_BATCH_SIZE, GPU_BATCH_SIZE = 64, 256
 
 
 class _Preprocessing(Struct):
@@ -276,7 +275,7 @@ def _silence_logging() -> Iterator[None]:
         logging.disable(before)
 
 
-class ClipTeacher:
+class ClipTeacher(TextImageTeacher):
     """A frozen CLIP in eval mode, with the preprocessing values that belong to its weights.
 
     Attributes:
@@ -285,9 +284,7 @@ class ClipTeacher:
         precision: precision of the image encoder.
         interpolation: interpolation of the resize, "bicubic" or "bilinear".
         mean, std: per-channel values of the normalisation, for pixels in [0, 1].
-        logit_scale: factor on cosine similarities.
         weights_digest: digest of the state dict.
-        batch_size: number of regions per batch that suits the device.
 
     Raises:
         InputError: no such model, tag, folder or file, a checkpoint of another architecture or with
@@ -295,6 +292,7 @@ class ClipTeacher:
     """
 
     def __init__(self, config: ClipConfig, device: torch.device) -> None:
+        super().__init__(device)
         loaded = load_clip(config)
         check_finite(loaded.model.state_dict(), config.weights or config.model)
         self.name, self.quick_gelu = loaded.name, loaded.quick_gelu
@@ -302,7 +300,6 @@ class ClipTeacher:
         self.weights_digest = weights_digest(loaded.model.state_dict())
         self.logit_scale = float(loaded.model.logit_scale.detach().exp())
         self._model, self._tokenizer = loaded.model.eval().to(device), loaded.tokenizer
-        self.device = device
         self.precision = resolve_precision(config.precision, device.type)
         values = open_clip.get_model_preprocess_cfg(loaded.model)
         preprocessing = convert(values, _Preprocessing, config.model, "preprocess_cfg")
@@ -311,9 +308,13 @@ class ClipTeacher:
         is_bilinear = preprocessing.interpolation == "bilinear"
         self.interpolation = "bilinear" if is_bilinear else "bicubic"
         self.mean, self.std = preprocessing.mean, preprocessing.std
-        self.batch_size = GPU_BATCH_SIZE if device.type == "cuda" else CPU_BATCH_SIZE
         self._mean = torch.tensor(self.mean, device=device).view(3, 1, 1)
         self._std = torch.tensor(self.std, device=device).view(3, 1, 1)
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, str], device: torch.device) -> ClipTeacher:
+        """The model with the fields of a `ClipConfig`."""
+        return cls(ClipConfig(**settings), device)
 
     def encode_images(self, regions: Tensor) -> np.ndarray:
         """(N, 3, S, S) uint8 RGB regions on the device -> (N, D) float32 normalised embeddings.
@@ -343,7 +344,7 @@ class ClipTeacher:
         return get_embeddings
 
     def fingerprint_parts(self) -> dict[str, Any]:
-        """What identifies the teacher, for `reader.fingerprint.fingerprint_parts`."""
+        """What identifies the teacher, with the names that caches had before there were others."""
         return {
             "clip.model": self.name,
             "clip.weights": self.weights_digest,

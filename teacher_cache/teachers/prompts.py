@@ -65,7 +65,9 @@ def embed_prompts(
     return (means / np.linalg.norm(means, axis=1, keepdims=True)).astype(np.float32)
 
 
-def indistinguishable_actions(actions: Sequence[tuple[str, str]], text: PromptEmbeddings) -> str:
+def indistinguishable_actions(
+    actions: Sequence[tuple[str, str]], text: PromptEmbeddings | None
+) -> str:
     """A warning about interactions of one object with equal prompt embeddings; empty without any.
 
     Embeddings are equal where verbs share their "-ing" form, or where sentences differ only after
@@ -73,8 +75,10 @@ def indistinguishable_actions(actions: Sequence[tuple[str, str]], text: PromptEm
 
     Args:
         actions: verb and object name of H interactions.
-        text: their prompts.
+        text: their prompts; None for a teacher without a text encoder.
     """
+    if text is None:
+        return ""
     # Verbs with equal embeddings -> the first row of each object for which this is so.
     rows_by_verbs: dict[tuple[str, ...], list[int]] = {}
     for object_name in dict.fromkeys(name for _, name in actions):

@@ -16,6 +16,10 @@ COMMAND_KEY, MERGED_FROM_KEY = "command", "merged_from"
 # Fields that contain a model's name or a path. Paths are stored as absolute ones, so that the
 # settings can be used from any working directory.
 NAME_OR_PATH_FIELDS = ("clip_model", "clip_weights", "detector_weights", "vocabulary")
+# Fields that are stored only with another value than their default, so that `build.json` keeps the
+# bytes that it had before these fields existed.
+TEACHER_SETTINGS = "teacher_settings"
+OPTIONAL_FIELDS = ("teacher", TEACHER_SETTINGS, "sentences")
 # A field of older rescored caches. It is gone, and with this value it had no effect.
 REMOVED_FIELD = ("fitted_to", None)
 # Fields whose keys in format 1 differ from their present names.
@@ -31,7 +35,12 @@ def to_settings(command: str, config: Any) -> dict[str, Any]:
         command: subcommand of `eoid-cache`.
         config: a dataclass of plain values, paths, tuples and further such dataclasses.
     """
-    values = {STORED_NAMES.get(name, name): value for name, value in asdict(config).items()}
+    defaults = {each.name: each.default for each in fields(config) if each.name in OPTIONAL_FIELDS}
+    values = {
+        STORED_NAMES.get(name, name): value
+        for name, value in asdict(config).items()
+        if name not in defaults or value != defaults[name]
+    }
     return {COMMAND_KEY: command, **_to_json(values)}
 
 
@@ -73,12 +82,20 @@ def absolute_if_exists(name: str) -> str:
     return str(Path(name).absolute()) if name != TOY and Path(name).exists() else name
 
 
+def _absolute_setting(text: str) -> str:
+    """`KEY=VALUE` with an absolute path as value if it is an existing file or folder."""
+    name, _, value = text.partition("=")
+    return f"{name}={absolute_if_exists(value)}"
+
+
 def _to_json(value: Any) -> Any:
     if isinstance(value, dict):
         return {
             key: absolute_if_exists(entry)
             if key in NAME_OR_PATH_FIELDS and entry is not None
-            else _to_json(entry)
+            else _to_json(
+                tuple(map(_absolute_setting, entry)) if key == TEACHER_SETTINGS else entry
+            )
             for key, entry in value.items()
         }
     if isinstance(value, tuple):

@@ -142,13 +142,14 @@ def write_shard_arrays(
                 )
 
 
-def write_teacher_file(path: Path, fingerprint: str, text: PromptEmbeddings) -> None:
-    """Writes `teacher.h5`: the prompts, their embeddings and the logit scale."""
+def write_teacher_file(path: Path, fingerprint: str, text: PromptEmbeddings | None) -> None:
+    """Writes `teacher.h5`: the prompts, their embeddings and the logit scale, if there are any."""
     # Of several builders that start at the same time the first one wins, so that all use the same
     # embeddings: those of different devices differ slightly.
     with new_hdf5_file(path, fingerprint, keep_existing=not path.exists()) as file:
-        file.attrs["logit_scale"] = text.logit_scale
-        _write_prompts(file, text)
+        if text is not None:
+            file.attrs["logit_scale"] = text.logit_scale
+            _write_prompts(file, text)
 
 
 def write_prompts_file(path: Path, prompts: ActionPrompts) -> None:

@@ -145,7 +145,7 @@ def test_the_builder_frees_its_models_for_workers(monkeypatch, shared_dataset, b
 
     def record_clip(self, *args):
         init(self, *args)
-        clips.append(weakref.ref(self.clip))
+        clips.append(weakref.ref(self.teacher))
 
     monkeypatch.setattr(BuildInputs, "__init__", record_clip)
 

@@ -3,7 +3,7 @@ import threading
 import pytest
 import torch
 
-from teacher_cache.extraction.extract import MAX_CPU_WORKERS, worker_pools
+from teacher_cache.teachers.text_image import MAX_CPU_WORKERS, worker_pools
 
 CPU = torch.device("cpu")
 
