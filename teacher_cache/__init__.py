@@ -1,4 +1,4 @@
-"""Phase one: a frozen detector and CLIP run on every training image; outputs go to a cache.
+"""Phase one: a frozen detector and teacher run on every training image; outputs go to a cache.
 
 `build.py` and `cli.py` make caches with the models of `detectors/` and `teachers/`, the work on one
 shard in `extraction/`, and files of `writer/`. `reader/` reads them, `analysis/` shows what they

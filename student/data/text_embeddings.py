@@ -73,19 +73,19 @@ def text_head_options(
         raise InputError(f"--embedding-weight: expected 0 with --no-distillation, found {weight:g}")
     if weight is None:
         weight = DEFAULT_EMBEDDING_WEIGHT if distillation else 0.0
-    text_dim = cache.prompt_embeddings.embeddings.shape[1]
+    if cache.text_model is None:
+        raise InputError(
+            f"{cache.path}: expected text embeddings of a named model for --verb-head text, found"
+            " none"
+        )
     if weight and not cache.has_embeddings:
         raise InputError(
             f"{cache.path}: expected region embeddings for --embedding-weight {weight:g}, found"
             " none (it was built with --no-embeddings); --embedding-weight 0 does not need them"
         )
-    if cache.text_model is None:
-        raise InputError(
-            f"{cache.path}: expected the name of the CLIP model of the text embeddings, found none"
-        )
     return {
         "embedding_weight": weight,
-        "text_dim": text_dim,
+        "text_dim": cache.prompt_embeddings.embeddings.shape[1],
         "num_texts": vocabulary.num_interactions + vocabulary.num_verbs,
         "text_model": cache.text_model,
     }

@@ -1,5 +1,7 @@
-"""CLIP as the teacher: models of open_clip, prompts and union regions.
+"""Teachers: models that give human-object pairs the probabilities of their verbs.
 
-`clip.py` loads and runs a model, `prompts.py` fills and embeds prompt templates, `regions.py` crops
-and resamples union boxes, and `word_tokenizer.py` is the tokenizer of the toy dataset's CLIP.
+`base.py` is the interface, `load.py` loads a teacher by name, and `text_image.py` is the base of
+those that compare images with sentences. `clip.py` loads and runs models of open_clip, `prompts.py`
+fills and embeds prompt templates, `regions.py` crops and resamples union boxes, and
+`word_tokenizer.py` is the tokenizer of the toy dataset's CLIP.
 """

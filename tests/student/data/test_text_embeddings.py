@@ -98,11 +98,32 @@ def test_text_head_options(text_cache, vocabulary):
             {"verb_head": "text", "embedding_weight": 1.0, "distillation": False},
             "--embedding-weight: expected 0 with --no-distillation, found 1",
         ),
-        # The cache has neither embeddings nor the model's name.
-        ({"verb_head": "text"}, "expected region embeddings for --embedding-weight 1"),
-        ({"verb_head": "text", "embedding_weight": 0.0}, "expected the name of the CLIP model"),
+        ({"verb_head": "text"}, "expected text embeddings of a named model"),
     ],
 )
 def test_errors_of_inconsistent_options(cache_path, vocabulary, options, message):
     with pytest.raises(InputError, match=message):
         text_head_options(options, open_cache(cache_path), vocabulary)
+
+
+def test_an_embedding_weight_needs_region_embeddings(tmp_path, make_cache, annotations, vocabulary):
+    cache = open_cache(make_cache(tmp_path / "cache", annotations, **{"clip.weights": "0" * 64}))
+    with pytest.raises(InputError, match="expected region embeddings for --embedding-weight 1"):
+        text_head_options({"verb_head": "text"}, cache, vocabulary)
+
+
+def test_a_teacher_without_text_encoder(tmp_path, make_cache, annotations, vocabulary):
+    parts = {"teacher": "own", "probabilities": "independent"}
+    cache = open_cache(make_cache(tmp_path / "cache", annotations, **parts))
+    assert cache.probabilities == "independent"
+    with pytest.raises(InputError, match="expected text embeddings of a named model"):
+        text_head_options({"verb_head": "text", "embedding_weight": 0.0}, cache, vocabulary)
+    write_teacher_file(cache.path / TEACHER, cache.fingerprint, None)
+    with pytest.raises(InputError, match="the teacher own has no text encoder"):
+        assert cache.prompt_embeddings
+
+
+def test_an_unknown_meaning_of_probabilities_is_refused(tmp_path, make_cache, annotations):
+    folder = make_cache(tmp_path / "cache", annotations, probabilities="logits")
+    with pytest.raises(InputError, match=r"parts.probabilities: expected softmax or independent"):
+        open_cache(folder)

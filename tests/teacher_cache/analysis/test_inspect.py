@@ -19,6 +19,7 @@ from teacher_cache.detectors.torchvision import TOY_IN_CACHES
 from teacher_cache.maintenance.rescore import RescoreConfig, rescore_cache
 from teacher_cache.reader.cache import open_cache
 from teacher_cache.reader.format import ANNOTATED, SHARDS
+from teacher_cache.reader.soft_targets import object_actions
 
 
 def test_counts_are_those_of_the_images(finished, vocabulary):
@@ -91,6 +92,16 @@ def test_relative_entropy(vocabulary):
     found = relative_entropy(probabilities, labels, vocabulary)
     expected = [1, 0, np.log(2) / np.log(len(actions)), np.nan, np.nan]
     np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_the_entropy_of_independent_probabilities(vocabulary):
+    labels = np.flatnonzero(object_actions(vocabulary).sum(axis=1) > 1)[:1].repeat(3)
+    actions = object_actions(vocabulary)[labels]
+    probabilities = actions * np.array([[0.5], [0.11], [1.0]], np.float16)
+    found = relative_entropy(probabilities, labels, vocabulary, "independent")
+    np.testing.assert_allclose(found, [1, 0.5, 0], atol=1e-3)
+    single = np.flatnonzero(object_actions(vocabulary).sum(axis=1) < 2)[:1]
+    assert np.isnan(relative_entropy(probabilities[:1], single, vocabulary, "independent")).all()
 
 
 @pytest.fixture

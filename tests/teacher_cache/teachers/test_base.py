@@ -1,0 +1,113 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.types import Pairs
+from pipeline.utils.errors import InputError
+from teacher_cache.reader.soft_targets import object_actions
+from teacher_cache.teachers.base import Teacher, TeacherImage, softmax_over_actions
+
+CPU = torch.device("cpu")
+
+
+class Constant(Teacher):
+    """Returns what it was made with, and keeps what it was given."""
+
+    name = "constant"
+
+    def __init__(self, scores, **attributes):
+        super().__init__(CPU)
+        self.scores, self.images = scores, []
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def score(self, images, pairs, vocabulary):
+        self.images += images
+        return self.scores(pairs, vocabulary) if callable(self.scores) else self.scores
+
+
+@pytest.fixture
+def batch(vocabulary):
+    """Two images, the second without pairs; the first has three with two regions."""
+    boxes = np.array([[0, 0, 4, 4]] * 3, np.float32)
+    ones = np.ones(3, np.float32)
+    labels = np.flatnonzero(object_actions(vocabulary).any(axis=1))[:3]
+    pairs = Pairs(boxes, boxes, labels, ones, ones, np.ones(3, np.uint8))
+    none = Pairs(*(getattr(pairs, name)[:0] for name in vars(pairs)))
+    pixels = Image.new("RGB", (8, 6), (255, 0, 0))
+    first = TeacherImage("first.jpg", pixels, boxes[:2], np.array([0, 1, 1]))
+    second = replace(first, image_id="second.jpg", region_boxes=boxes[:0])
+    return [first, second], [pairs, none]
+
+
+def uniform(pairs, vocabulary):
+    labels = np.concatenate([each.object_labels for each in pairs])
+    return softmax_over_actions(np.zeros((len(labels), vocabulary.num_verbs)), pairs, vocabulary)
+
+
+def score(teacher, batch, vocabulary):
+    (scores,) = teacher.score_batches([batch], vocabulary)
+    return scores
+
+
+def test_images_with_pairs_are_scored_and_cropped_if_asked(batch, vocabulary):
+    teacher = Constant(uniform)
+    probabilities, embeddings = score(teacher, batch, vocabulary)
+    assert probabilities.dtype == np.float32 and embeddings is None
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-6)
+    assert [image.image_id for image in teacher.images] == ["first.jpg"]
+    assert teacher.images[0].regions is None
+    cropping = Constant(uniform, image_size=5)
+    score(cropping, batch, vocabulary)
+    assert cropping.images[0].regions.shape == (2, 3, 5, 5)
+    assert (cropping.images[0].regions[:, 0] == 255).all()
+
+
+def test_tensors_and_embeddings(batch, vocabulary):
+    teacher = Constant(lambda *args: (torch.from_numpy(uniform(*args)), torch.ones(2, 9) * 7))
+    probabilities, embeddings = score(teacher, batch, vocabulary)
+    np.testing.assert_array_equal(probabilities, score(Constant(uniform), batch, vocabulary)[0])
+    np.testing.assert_allclose(embeddings, np.full((2, 9), 1 / 3), atol=1e-6)
+
+
+def test_verbs_without_interaction_become_0(batch, vocabulary):
+    ones = np.ones((3, vocabulary.num_verbs))
+    found, _ = score(Constant(ones, probabilities="independent"), batch, vocabulary)
+    np.testing.assert_array_equal(found, object_actions(vocabulary)[batch[1][0].object_labels])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda values: values[:-1], "shape .3, "),
+        (lambda values: values / 2, "sum to 1 over the object's actions"),
+        (lambda values: values * np.nan, "probabilities from 0 to 1"),
+        (lambda values: (values, np.ones((3, 2))), "embeddings of shape .2, D., found .3, 2."),
+    ],
+)
+def test_other_scores_are_refused(batch, vocabulary, change, message):
+    teacher = Constant(lambda *args: change(uniform(*args)))
+    with pytest.raises(InputError, match=f"teacher constant: first.jpg: expected .*{message}"):
+        score(teacher, batch, vocabulary)
+
+
+def test_the_fingerprint():
+    teacher = Constant(None, settings={"bins": "8"}, image_size=32)
+    assert teacher.fingerprint_parts() == {
+        "teacher": "constant",
+        "teacher.bins": "8",
+        "teacher.image_size": 32,
+        "teacher.interpolation": "bicubic",
+    }
+    teacher = Constant(None, probabilities="independent", fingerprint=lambda: {"scales": (1, 2)})
+    assert teacher.fingerprint_parts() == {
+        "teacher": "constant",
+        "teacher.scales": [1, 2],
+        "probabilities": "independent",
+    }
+    for attributes in ({"probabilities": "logits"}, {"fingerprint": lambda: {"file": object()}}):
+        with pytest.raises(InputError, match="teacher constant: "):
+            Constant(None, **attributes).fingerprint_parts()

@@ -1,0 +1,89 @@
+import sys
+
+import pytest
+import torch
+
+from pipeline.utils.errors import InputError
+from teacher_cache.teachers.base import Teacher
+from teacher_cache.teachers.load import (
+    DEFAULT_TEACHER,
+    TEACHERS,
+    TeacherConfig,
+    find_teacher_class,
+    load_teacher,
+    parse_settings,
+)
+
+CPU = torch.device("cpu")
+MODULE = """
+from pathlib import Path
+from teacher_cache.teachers.base import Teacher
+
+class Own(Teacher):
+    def __init__(self, device, weights: Path, size: int = 3, fast: bool = False, note=""):
+        super().__init__(device)
+        self.values = weights, size, fast, note
+
+    def score(self, images, pairs, vocabulary):
+        return None
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Configuration of a teacher in a module of its own folder, with the given settings."""
+    (tmp_path / "own_teacher_module.py").write_text(MODULE)
+    (tmp_path / "weights").mkdir()
+
+    def make(*texts):
+        settings = parse_settings(texts)
+        return TeacherConfig("own_teacher_module:Own", settings, str(tmp_path))
+
+    yield make
+    sys.path[:] = [path for path in sys.path if path != str(tmp_path)]
+    sys.modules.pop("own_teacher_module", None)
+
+
+def test_the_default_teacher_is_known_by_name():
+    assert find_teacher_class(TeacherConfig()).__name__ == "ClipTeacher"
+    assert DEFAULT_TEACHER in TEACHERS
+    assert all(issubclass(find_teacher_class(TeacherConfig(name)), Teacher) for name in TEACHERS)
+
+
+def test_settings_have_the_types_of_the_signature(own, tmp_path):
+    texts = (f"weights={tmp_path / 'weights'}", "size=5", "fast=true", "note=a=b")
+    teacher = load_teacher(own(*texts), CPU)
+    assert teacher.values == (tmp_path / "weights", 5, True, "a=b")
+    assert teacher.name == "Own" and teacher.device == CPU
+
+
+def test_files_are_in_the_fingerprint_by_their_content(own, tmp_path):
+    def parts(folder):
+        return load_teacher(own(f"weights={tmp_path / folder}", "size=1"), CPU).fingerprint_parts()
+
+    (tmp_path / "weights/a.bin").write_bytes(b"1")
+    first = parts("weights")
+    assert first["teacher"] == "Own" and first["teacher.size"] == "1"
+    (tmp_path / "weights").rename(tmp_path / "moved")
+    assert parts("moved") == first
+    (tmp_path / "moved/a.bin").write_bytes(b"2")
+    assert parts("moved") != first
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ((), "missing a required argument: 'weights'"),
+        (("weights=w", "sizes=1"), "weights, size, fast, note.*unexpected keyword argument"),
+        (("weights=w", "size=big"), "size: expected a whole number, found big"),
+    ],
+)
+def test_wrong_settings(own, texts, message):
+    with pytest.raises(InputError, match=f"--teacher-set: .*{message}"):
+        load_teacher(own(*texts), CPU)
+
+
+@pytest.mark.parametrize("name", ["vgg", "module:", ":Class", "missing.module:Class", "os:getcwd"])
+def test_other_names(name):
+    with pytest.raises(InputError, match=f"--teacher: expected {DEFAULT_TEACHER}.*{name}"):
+        find_teacher_class(TeacherConfig(name))
