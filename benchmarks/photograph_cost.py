@@ -44,13 +44,10 @@ from student.models.detector import HOIDetector
 from student.models.padding import stack_images
 from student.utils.distributed import SINGLE_PROCESS, Execution
 from teacher_cache.build import BuildConfig, build_cache
+from teacher_cache.detectors.base import DetectorConfig
+from teacher_cache.detectors.load import load_detector
 from teacher_cache.detectors.pairing import PairingConfig, concatenate_pairs, form_pairs
-from teacher_cache.detectors.torchvision import (
-    DEFAULT_DETECTOR,
-    Detector,
-    DetectorConfig,
-    detect_objects,
-)
+from teacher_cache.detectors.torchvision import DEFAULT_DETECTOR
 from teacher_cache.extraction.extract import ExtractionConfig
 from teacher_cache.extraction.inputs import BuildData, InputsConfig, read_build_data
 from teacher_cache.reader.format import TeacherOutputs
@@ -105,13 +102,14 @@ def detect(options: argparse.Namespace, folder: Path, name: str) -> dict[str, An
     data = read_data(options.photographs)
     model = get_model(name, weights=None, weights_backbone=None)
     torch.save(model.state_dict(), folder / "detector.pth")
-    detector = Detector(DetectorConfig(name, str(folder / "detector.pth")), data.vocabulary, CPU)
-    detect_objects(detector, [read_image(data.image_tasks[0].path)])
+    config = DetectorConfig(name, str(folder / "detector.pth"))
+    detector = load_detector(config, data.vocabulary, CPU)
+    detector.detect([read_image(data.image_tasks[0].path)])
     watch = Stopwatch()
     for task in data.image_tasks:
         image = read_image(task.path)
         watch.lap("read")
-        detect_objects(detector, [image])
+        detector.detect([image])
         watch.lap("detect")
     return {"seconds": watch.seconds}
 

@@ -31,14 +31,9 @@ from pipeline.utils.errors import InputError
 from pipeline.utils.logging import get_logger
 from pipeline.utils.progress import Progress
 from pipeline.utils.text import count_noun
+from teacher_cache.detectors.base import DetectorConfig
+from teacher_cache.detectors.load import resolve_model
 from teacher_cache.detectors.pairing import UNRESTRICTED_PAIRING
-from teacher_cache.detectors.torchvision import (
-    DEFAULT_DETECTOR,
-    TOY,
-    TOY_IN_CACHES,
-    DetectorConfig,
-    recognise_architecture,
-)
 from teacher_cache.extraction.extract import ExtractionConfig
 from teacher_cache.extraction.inputs import (
     BuildData,
@@ -76,8 +71,8 @@ class BuildConfig:
         limit: see `AnnotationFile.limited`.
         candidates: "detector" pairs detected boxes, or those of `proposals`, a COCO-results file;
             "annotated" pairs annotated boxes (the published protocol).
-        detector, detector_weights, detector_classes: see `DetectorConfig`; None for the dataset's
-            own detector, or torchvision's default one.
+        detector, detector_weights, detector_classes, detector_settings: see `DetectorConfig`; None
+            for the dataset's own detector, or torchvision's default one.
         teacher, teacher_settings: see `TeacherConfig`; settings are texts KEY=VALUE.
         clip_model, clip_weights, precision: settings of the default teacher, see `ClipConfig`; None
             for the dataset's own teacher, or the published one.
@@ -96,6 +91,7 @@ class BuildConfig:
     detector: str | None = None
     detector_weights: str | None = None
     detector_classes: tuple[str, ...] | None = None
+    detector_settings: tuple[str, ...] = ()
     clip_model: str | None = None
     clip_weights: str | None = None
     precision: str = "auto"
@@ -176,7 +172,7 @@ def _plan_build(
     """
     local_config = replace(inputs_config, device="auto") if is_remote(mode) else inputs_config
     inputs = load_build_inputs(local_config, data)
-    _report_undetectable_objects(inputs)
+    _report_detector_classes(inputs)
     plan = BuildPlan(
         parts=inputs.parts,
         layout={
@@ -257,16 +253,28 @@ def _check_image_sizes(config: BuildConfig, dataset: Dataset, annotations: Annot
         logger.warning(line)
 
 
-def _report_undetectable_objects(inputs: BuildInputs) -> None:
-    """Logs the objects of the vocabulary that the detector has no class for."""
+def _report_detector_classes(inputs: BuildInputs) -> None:
+    """Logs classes of the detector that are spelled differently than the vocabulary's objects, and
+    the objects that it has no class for."""
     detector, vocabulary = inputs.detector, inputs.data.vocabulary
-    if detector is not None and detector.missing_objects:
-        missing = detector.missing_objects
-        names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-        logger.warning(
-            f"{detector.name}: has no class for {len(missing)} of the {vocabulary.num_objects}"
-            f" objects of {vocabulary.name}: {names}"
+    if detector is None:
+        return
+    if detector.spellings:
+        names = ", ".join(f"{name} as {object}" for name, object in detector.spellings.items())
+        logger.info(f"{detector.name}: takes its classes {names}")
+    if detector.missing_objects:
+        line = (
+            f"{detector.name}: has no class for {len(detector.missing_objects)} of the"
+            f" {vocabulary.num_objects} objects of {vocabulary.name}:"
+            f" {_first_names(detector.missing_objects)}"
         )
+        if detector.other_classes:
+            line += f"; its classes {_first_names(detector.other_classes)} are left out"
+        logger.warning(line)
+
+
+def _first_names(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _has_prompts(folder: Path, plan: BuildPlan) -> bool:
@@ -358,8 +366,13 @@ def resolve_config(
     detector = inputs_config.detector
     if detector is None:
         return config
-    name = TOY_IN_CACHES if detector.name == TOY else detector.name
-    return replace(config, detector=name, detector_weights=detector.weights)
+    detector = detector.absolute()
+    return replace(
+        config,
+        detector=detector.name,
+        detector_weights=detector.weights,
+        detector_settings=detector.settings,
+    )
 
 
 def _uses_detector(config: BuildConfig) -> bool:
@@ -377,6 +390,7 @@ def _uses_detector(config: BuildConfig) -> bool:
         "--detector": config.detector,
         "--detector-weights": config.detector_weights,
         "--detector-classes": config.detector_classes and f"{len(config.detector_classes)} names",
+        "--detector-set": next(iter(config.detector_settings), None),
     }
     if config.candidates == "annotated":
         options["--proposals"] = config.proposals
@@ -392,20 +406,13 @@ def resolve_detector(dataset: Dataset, config: BuildConfig) -> DetectorConfig:
     Raises:
         InputError: the dataset's weights file is missing.
     """
-    name, weights = config.detector, config.detector_weights
-    dataset_weights = dataset.detector
-    if weights is None and dataset_weights is not None:
-        if not dataset_weights.is_file():
-            raise InputError(f"{dataset_weights}: no such weights file, named by {dataset.root}")
-        # A detector of another architecture cannot use the dataset's weights.
-        if name in (None, recognise_architecture(dataset_weights, dataset.vocabulary)):
-            weights = str(dataset_weights)
-    if name is None and weights is not None and Path(weights).is_file():
-        name = recognise_architecture(Path(weights), dataset.vocabulary)
     pairing = config.extraction.pairing
     # torchvision keeps scores above its threshold; pairing also accepts scores equal to it.
     threshold = min(pairing.person_threshold, pairing.object_threshold) - 1e-6
-    return DetectorConfig(name or DEFAULT_DETECTOR, weights, threshold, config.detector_classes)
+    name, weights = resolve_model(config.detector, config.detector_weights, dataset)
+    return DetectorConfig(
+        name, weights, threshold, config.detector_classes, config.detector_settings
+    )
 
 
 def resolve_teacher(

@@ -123,9 +123,20 @@ def cache() -> None:
     "Detector",
     option(
         "--detector",
-        metavar="NAME",
+        metavar="NAME|hf:NAME|hf:FOLDER|module:Class",
         show_default="the dataset's own, or fasterrcnn_resnet50_fpn_v2",
-        help="A torchvision detection model, or toy, the toy dataset's.",
+        help=(
+            "A torchvision detection model, or toy, the toy dataset's; with hf: a model of"
+            " transformers; or a class of your own, whose code is run."
+        ),
+    ),
+    option(
+        "--detector-set",
+        "detector_settings",
+        multiple=True,
+        metavar="KEY=VALUE",
+        hidden=True,
+        help="A setting of an own detector, or revision=NAME of a model of transformers.",
     ),
     option(
         "--detector-weights",

@@ -14,6 +14,20 @@ from pipeline.vocabulary import Vocabulary, load_vocabulary, normalise_name
 # Names of COCO's 80 objects in two orders: that of COCO's ids, and HICO-DET's alphabetical one.
 COCO80, HICO80 = "coco80", "hico80"
 BACKGROUND = "background"
+# Names of numbers that mean no object: the background, and unused ones of COCO's ids.
+NO_OBJECT = (BACKGROUND, "n/a", "")
+# Spellings of COCO's objects in PASCAL VOC and darknet, which also stand in the configurations of
+# RT-DETR and D-FINE.
+OTHER_SPELLINGS = {
+    "aeroplane": "airplane",
+    "cellphone": "cell phone",
+    "diningtable": "dining table",
+    "hair dryer": "hair drier",
+    "motorbike": "motorcycle",
+    "pottedplant": "potted plant",
+    "sofa": "couch",
+    "tvmonitor": "tv",
+}
 
 
 def load_class_names(source: str) -> tuple[str, ...]:
@@ -38,15 +52,41 @@ def load_class_names(source: str) -> tuple[str, ...]:
     if "" in names:
         where = f"line {names.index('') + 1}"
         raise bad_field(source, where, "the name of a class", "an empty line")
-    # Written as `__background__` in torchvision's lists and as `background` in others.
-    is_background = bool(names) and normalise_name(names[0]).strip("_ ") == BACKGROUND
+    is_background = bool(names) and _plain_name(names[0]) == BACKGROUND
     return tuple(names[is_background:])
+
+
+def is_object_name(name: str) -> bool:
+    """Whether a class name means an object at all."""
+    return _plain_name(name) not in NO_OBJECT
+
+
+def _plain_name(name: str) -> str:
+    # The background is `__background__` in torchvision's lists and `background` in others.
+    return normalise_name(name).strip("_ ")
 
 
 def labels_from_names(names: Sequence[str], vocabulary: Vocabulary) -> np.ndarray:
     """(N,) int64: the vocabulary's object for each class name, -1 for names that it lacks."""
     objects = {normalise_name(name): label for label, name in enumerate(vocabulary.objects)}
     return np.array([objects.get(normalise_name(name), -1) for name in names], dtype=np.int64)
+
+
+def match_class_names(
+    names: Sequence[str], vocabulary: Vocabulary
+) -> tuple[np.ndarray, dict[str, str]]:
+    """Like `labels_from_names`, also with the names in `OTHER_SPELLINGS`.
+
+    Returns:
+        (N,) int64 objects; and the vocabulary's objects by the names that are spelled differently.
+    """
+    labels, spellings = labels_from_names(names, vocabulary), {}
+    for row in np.flatnonzero(labels < 0).tolist():
+        spelling = OTHER_SPELLINGS.get(normalise_name(names[row]), "")
+        (label,) = labels_from_names([spelling], vocabulary).tolist()
+        if label >= 0 and label not in labels:
+            labels[row], spellings[names[row]] = label, vocabulary.objects[label]
+    return labels, spellings
 
 
 def labels_from_ids(num_classes: int, vocabulary: Vocabulary) -> np.ndarray:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torchvision.models import detection, get_model, get_model_weights, list_models
 from torchvision.models.detection import FasterRCNN
@@ -20,7 +17,6 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
-from pipeline.boxes import clip_boxes
 from pipeline.toy import DETECTOR, TOY
 from pipeline.toy.backbone import SingleFeatureMap, ToyBackbone
 from pipeline.utils.devices import copy_to_host_async
@@ -28,6 +24,7 @@ from pipeline.utils.errors import InputError
 from pipeline.utils.files import sha256_of_json
 from pipeline.utils.weights import architecture_error, check_finite, load_weights, weights_digest
 from pipeline.vocabulary import Vocabulary, load_vocabulary
+from teacher_cache.detectors.base import Detections, DetectorConfig
 from teacher_cache.detectors.class_names import (
     COCO80,
     HICO80,
@@ -35,18 +32,11 @@ from teacher_cache.detectors.class_names import (
     labels_from_ids,
     labels_from_names,
 )
-from teacher_cache.detectors.pairing import ObjectBoxes
 from teacher_cache.reader.format import TOY_IN_CACHES
 
 DEFAULT_DETECTOR = "fasterrcnn_resnet50_fpn_v2"
 # torchvision's name of a model's default weights entry, and the key of an entry's class names.
 DEFAULT_WEIGHTS, CATEGORIES_KEY = "DEFAULT", "categories"
-# torchvision's detectors resize their input to about a megapixel, so larger images than these only
-# take memory: 27 bytes per pixel as uint8, float32 and normalised.
-MAX_PIXELS = 2**25
-MAX_SIDE = 2**13
-# The resizing limits the longer side; of images that are longer, nothing of the other side is left.
-MAX_ASPECT_RATIO = 32
 # COCO's ids, of which 80 are used, with the background as 0.
 NUM_COCO_CLASSES = 91
 # Weights of the class scores and box offsets in one-stage detectors, both for the same number of
@@ -77,37 +67,19 @@ TOY_ROI_POOL_SIZE = 5
 TOY_BOX_HEAD_WIDTH = 192
 
 
-@dataclass(frozen=True)
-class DetectorConfig:
-    """Which detector to load.
-
-    Attributes:
-        name: a detection model of torchvision, or "toy".
-        weights: a file or the name of a weights entry; None takes the model's default entry, or for
-            "toy" the weights in this package.
-        classes: names of its classes in their order, without the background; None where torchvision
-            or the vocabulary's ids determine them.
-    """
-
-    name: str
-    weights: str | None = None
-    score_threshold: float = 0.05
-    classes: tuple[str, ...] | None = None
-
-
-class Detector:
-    """A frozen torchvision detection model whose labels are the vocabulary's objects.
+class TorchvisionDetector:
+    """A frozen torchvision detection model; see `teacher_cache.detectors.base.Detector`.
 
     Attributes:
         name: name of the architecture in caches.
+        classes: for each class the name of the vocabulary's object, empty if it has none.
         weights_digest: digest of the state dict.
-        classes: names of its classes, where neither torchvision nor the vocabulary's ids determine
-            them; else None.
-        missing_objects: objects of the vocabulary that are not among its classes.
+        class_names: names of its classes, where neither torchvision nor the vocabulary's ids
+            determine them; else None.
 
     Raises:
         InputError: no such model, weights entry or file; weights of another architecture or with
-            values that are not finite; classes without known names; or none of them is a person.
+            values that are not finite; or classes without known names.
     """
 
     def __init__(self, config: DetectorConfig, vocabulary: Vocabulary, device: torch.device):
@@ -116,14 +88,8 @@ class Detector:
         state = model.state_dict()
         check_finite(state, config.weights or config.name)
         self.weights_digest = weights_digest(state)
-        self._labels, self.classes = _class_labels(config, state, vocabulary)
-        labels = set(self._labels.tolist())
-        if vocabulary.person not in labels:
-            option = "--detector" if self.classes is None else "--detector-classes"
-            raise InputError(f"{option}: expected one that finds people, found {config.name}")
-        self.missing_objects = tuple(
-            name for label, name in enumerate(vocabulary.objects) if label not in labels
-        )
+        labels, self.class_names = _class_labels(config, state, vocabulary)
+        self.classes = ["" if label < 0 else vocabulary.objects[label] for label in labels.tolist()]
         _disable_unused_heads(model, config.score_threshold)
         # The convolution libraries of CPUs and GPUs work in channels last, and would reorder each
         # feature map.
@@ -131,10 +97,8 @@ class Detector:
         self._device = device
 
     @torch.inference_mode()
-    def __call__(self, images: Sequence[np.ndarray]) -> list[ObjectBoxes]:
-        """Detects the vocabulary's objects in (h, w, 3) uint8 RGB images."""
-        if not images:
-            return []
+    def detect(self, images: Sequence[np.ndarray]) -> list[Detections]:
+        """Boxes (N, 4), classes (N,) and scores (N,) of (h, w, 3) uint8 RGB images."""
         outputs = self._model([_to_tensor(image, self._device) for image in images])
         # One (N, 6) table of all images, so that the host waits for the device only once.
         table = torch.cat(
@@ -149,60 +113,15 @@ class Detector:
         )
         counts = [len(output["boxes"]) for output in outputs]
         rows = copy_to_host_async(table)().numpy()
-        return [self._to_boxes(each) for each in np.split(rows, np.cumsum(counts)[:-1])]
+        by_image = np.split(rows, np.cumsum(counts)[:-1])
+        return [(each[:, :4], each[:, 5], each[:, 4]) for each in by_image]
 
     def fingerprint_parts(self) -> dict[str, Any]:
-        """What identifies the detector, for `reader.fingerprint.fingerprint_parts`."""
-        parts = {"detector.model": self.name, "detector.weights": self.weights_digest}
-        if self.classes is not None:
-            parts["detector.classes"] = sha256_of_json(self.classes)
+        """Digests of the weights, and of the class names where these decide on the mapping."""
+        parts = {"weights": self.weights_digest}
+        if self.class_names is not None:
+            parts["classes"] = sha256_of_json(self.class_names)
         return parts
-
-    def _to_boxes(self, rows: np.ndarray) -> ObjectBoxes:
-        """Converts (N, 6) rows of xyxy box, score and class."""
-        boxes, scores, labels = rows[:, :4], rows[:, 4], self._labels[rows[:, 5].astype(np.int64)]
-        # Boxes without area, or with coordinates that are not finite, cannot form regions.
-        sides = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf)
-        keep = (labels >= 0) & (sides > 0) & np.isfinite(boxes).all(axis=1)
-        return ObjectBoxes(
-            boxes[keep].astype(np.float32), labels[keep], scores[keep].astype(np.float32)
-        )
-
-
-def detect_objects(detector: Detector, images: Sequence[Image.Image]) -> list[ObjectBoxes]:
-    """Detects objects in a batch of RGB images of any size.
-
-    The detector gets reduced copies of very large images and padded copies of very long ones; the
-    returned boxes are in pixels of the original images.
-    """
-    factors = [_reduction_factor(image) for image in images]
-    inputs = [_detector_input(image, factor) for image, factor in zip(images, factors, strict=True)]
-    results = []
-    for detections, factor, image in zip(detector(inputs), factors, images, strict=True):
-        boxes = clip_boxes(detections.boxes * factor, image.size)
-        # Boxes in the padding have no area after clipping.
-        inside = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-        results.append(
-            ObjectBoxes(boxes[inside], detections.labels[inside], detections.scores[inside])
-        )
-    return results
-
-
-def _reduction_factor(image: Image.Image) -> int:
-    by_pixels = math.sqrt(image.width * image.height / MAX_PIXELS)
-    return math.ceil(max(by_pixels, max(image.size) / MAX_SIDE, 1))
-
-
-def _detector_input(image: Image.Image, factor: int) -> np.ndarray:
-    """Reduces an image by a factor, and pads very long ones with black; (h, w, 3) uint8."""
-    if factor > 1:
-        image = image.reduce(factor)
-    min_side = math.ceil(max(image.size) / MAX_ASPECT_RATIO)
-    if min(image.size) < min_side:
-        padded = Image.new("RGB", (max(image.width, min_side), max(image.height, min_side)))
-        padded.paste(image, (0, 0))
-        image = padded
-    return np.asarray(image)
 
 
 def recognise_architecture(weights: Path, vocabulary: Vocabulary) -> str:

@@ -19,13 +19,13 @@ from pipeline.utils.devices import convert_out_of_memory
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.text import count_noun
 from pipeline.vocabulary import Vocabulary
+from teacher_cache.detectors.base import ObjectDetector
 from teacher_cache.detectors.pairing import (
     ObjectBoxes,
     PairingConfig,
     concatenate_pairs,
     form_pairs,
 )
-from teacher_cache.detectors.torchvision import Detector, detect_objects
 from teacher_cache.extraction.decoding import ImageTask, prefetch_images, same_size_batches
 from teacher_cache.reader.format import TeacherOutputs
 from teacher_cache.teachers.base import Batch, CheckedScores, Teacher, TeacherImage
@@ -62,7 +62,7 @@ class ExtractionConfig:
 class TeacherModels:
     """The frozen models, without a detector where all boxes are known beforehand."""
 
-    detector: Detector | None
+    detector: ObjectDetector | None
     teacher: Teacher
     vocabulary: Vocabulary
 
@@ -157,7 +157,7 @@ def _detect_pairs(
 ) -> list[_ImagePairs]:
     """Forms the pairs of a batch of images from detected boxes, or from those of the tasks."""
     if models.detector is not None:
-        boxes_by_image: list[ObjectBoxes | None] = [*detect_objects(models.detector, images)]
+        boxes_by_image: list[ObjectBoxes | None] = [*models.detector.detect(images)]
     else:
         boxes_by_image = [image_task.boxes for _, image_task in image_tasks]
     image_pairs = []

@@ -16,9 +16,10 @@ from pipeline.utils.devices import configure_device, resolve_device
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import sha256_of_json
 from pipeline.vocabulary import Vocabulary
+from teacher_cache.detectors.base import DetectorConfig, ObjectDetector
+from teacher_cache.detectors.load import load_detector
 from teacher_cache.detectors.pairing import ObjectBoxes, annotated_boxes, annotated_pairs
 from teacher_cache.detectors.proposals import Proposals, load_proposals
-from teacher_cache.detectors.torchvision import Detector, DetectorConfig
 from teacher_cache.extraction.decoding import ImageTask
 from teacher_cache.extraction.extract import ExtractionConfig
 from teacher_cache.reader.fingerprint import compute_fingerprint
@@ -55,14 +56,11 @@ class InputsConfig:
 
     def absolute(self) -> InputsConfig:
         """The same configuration with absolute paths, for processes with other working folders."""
-        detector = self.detector
-        if detector is not None and detector.weights is not None:
-            detector = replace(detector, weights=absolute_if_exists(detector.weights))
         settings = tuple((name, absolute_if_exists(text)) for name, text in self.teacher.settings)
         return replace(
             self,
             dataset=self.dataset.absolute(),
-            detector=detector,
+            detector=self.detector and self.detector.absolute(),
             proposals=self.proposals and self.proposals.absolute(),
             teacher=replace(self.teacher, settings=settings),
         )
@@ -86,7 +84,7 @@ class BuildInputs:
 
     data: BuildData
     prompts: Prompts | None
-    detector: Detector | None
+    detector: ObjectDetector | None
     teacher: Teacher
     parts: dict[str, Any]
 
@@ -150,7 +148,7 @@ def load_build_inputs(config: InputsConfig, data: BuildData) -> BuildInputs:
     device = configure_device(resolve_device(config.device), precision, exact_matmul=True)
     detector = None
     if config.detector is not None:
-        detector = Detector(config.detector, data.vocabulary, device)
+        detector = load_detector(config.detector, data.vocabulary, device)
     teacher = load_teacher(config.teacher, device)
     teacher.detector_follows = detector is not None
     teacher.region = config.extraction.region
@@ -171,7 +169,7 @@ def load_build_inputs(config: InputsConfig, data: BuildData) -> BuildInputs:
 
 def fingerprint_parts(
     data: BuildData,
-    detector: Detector | None,
+    detector: ObjectDetector | None,
     teacher: Teacher,
     prompts: Prompts | None,
     extraction: ExtractionConfig,

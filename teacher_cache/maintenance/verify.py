@@ -321,7 +321,7 @@ def _repeat_command(
             fails.
     """
     from teacher_cache.build import BuildConfig, build_cache
-    from teacher_cache.detectors.torchvision import TOY, TOY_IN_CACHES
+    from teacher_cache.detectors.base import is_own_class
     from teacher_cache.maintenance.add_prompts import confirm_teacher
     from teacher_cache.maintenance.rescore import RescoreConfig, rescore_cache
 
@@ -339,8 +339,11 @@ def _repeat_command(
     if dataset is not None:
         old = settings.get("dataset", "")
         settings = {name: _relocate(value, old, dataset) for name, value in settings.items()}
-    if settings.get("detector") == TOY_IN_CACHES:
-        settings["detector"] = TOY
+    if is_own_class(str(settings.get("detector"))):
+        raise InputError(
+            f"{file}: the detector {settings['detector']} is code that only its name on a command"
+            " line runs; delete what is damaged and run the same eoid-cache build command again"
+        )
     build = from_settings(settings, BuildConfig, file)
     if not build.dataset.is_dir():
         raise InputError(f"{build.dataset}: no such dataset folder; give its new path with --data")

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from pipeline.toy import TOY
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import read_json
-from teacher_cache.reader.format import PLAN
+from teacher_cache.reader.format import PLAN, TOY_IN_CACHES
 
 COMMAND_KEY, MERGED_FROM_KEY = "command", "merged_from"
 # Fields that contain a model's name or a path. Paths are stored as absolute ones, so that the
@@ -19,11 +19,14 @@ NAME_OR_PATH_FIELDS = ("clip_model", "clip_weights", "detector_weights", "vocabu
 # Fields that are stored only with another value than their default, so that `build.json` keeps the
 # bytes that it had before these fields existed.
 TEACHER_SETTINGS = "teacher_settings"
-OPTIONAL_FIELDS = ("teacher", TEACHER_SETTINGS, "sentences")
+OPTIONAL_FIELDS = ("detector_settings", "teacher", TEACHER_SETTINGS, "sentences")
 # A field of older rescored caches. It is gone, and with this value it had no effect.
 REMOVED_FIELD = ("fitted_to", None)
 # Fields whose keys in format 1 differ from their present names.
 STORED_NAMES = {"extraction": "asking"}
+# The toy detector's name in format 1.
+STORED_VALUES = {("detector", TOY): TOY_IN_CACHES}
+FIELD_VALUES = {(name, stored): value for (name, value), stored in STORED_VALUES.items()}
 FIELD_NAMES = {stored: name for name, stored in STORED_NAMES.items()}
 Config = TypeVar("Config")
 
@@ -37,7 +40,7 @@ def to_settings(command: str, config: Any) -> dict[str, Any]:
     """
     defaults = {each.name: each.default for each in fields(config) if each.name in OPTIONAL_FIELDS}
     values = {
-        STORED_NAMES.get(name, name): value
+        STORED_NAMES.get(name, name): _replaced(name, value, STORED_VALUES)
         for name, value in asdict(config).items()
         if name not in defaults or value != defaults[name]
     }
@@ -56,7 +59,7 @@ def from_settings(settings: dict[str, Any], kind: type[Config], file: Path) -> C
         InputError: the settings do not fit the class, as those of another version may not.
     """
     values = {
-        FIELD_NAMES.get(name, name): value
+        FIELD_NAMES.get(name, name): _replaced(name, value, FIELD_VALUES)
         for name, value in settings.items()
         if name not in (COMMAND_KEY, MERGED_FROM_KEY) and (name, value) != REMOVED_FIELD
     }
@@ -86,6 +89,10 @@ def _absolute_setting(text: str) -> str:
     """`KEY=VALUE` with an absolute path as value if it is an existing file or folder."""
     name, _, value = text.partition("=")
     return f"{name}={absolute_if_exists(value)}"
+
+
+def _replaced(name: str, value: Any, values: dict[tuple[str, str], str]) -> Any:
+    return values.get((name, value), value) if isinstance(value, str) else value
 
 
 def _to_json(value: Any) -> Any:

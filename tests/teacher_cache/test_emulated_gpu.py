@@ -14,7 +14,9 @@ from pipeline.cluster.modes import LocalWorkers
 from pipeline.utils.devices import resolve_device
 from pipeline.utils.errors import InputError
 from teacher_cache.build import build_cache
-from teacher_cache.detectors.torchvision import Detector, DetectorConfig
+from teacher_cache.detectors.base import DetectorConfig
+from teacher_cache.detectors.load import load_detector
+from teacher_cache.detectors.torchvision import TorchvisionDetector
 from teacher_cache.extraction.inputs import BuildInputs
 from teacher_cache.maintenance.add_prompts import create_prompts_file
 from teacher_cache.maintenance.rescore import RescoreConfig, rescore_cache
@@ -117,14 +119,14 @@ def test_the_error_names_an_image_whose_embeddings_are_not_finite(
     assert not (config.out / "manifest.json").exists()
 
 
-@pytest.mark.parametrize("model", [ClipTeacher, Detector])
+@pytest.mark.parametrize("model", [ClipTeacher, TorchvisionDetector])
 def test_the_error_of_too_little_memory_names_the_batch_sizes(
     monkeypatch, shared_dataset, build, emulated_gpu, model
 ):
     def run_out(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has\n")
 
-    name = "encode_images_async" if model is ClipTeacher else "__call__"
+    name = "encode_images_async" if model is ClipTeacher else "detect"
     monkeypatch.setattr(model, name, run_out)
     with pytest.raises(InputError) as caught:
         build(shared_dataset, device="cuda")
@@ -222,4 +224,4 @@ def test_training_of_the_toy_models(vocabulary, tmp_path, emulated_gpu):
     teacher = ClipTeacher(ClipConfig(str(tmp_path / "teacher")), cpu)
     assert np.isfinite(teacher.encode_texts(["a picture of person riding horse"])).all()
     weights = DetectorConfig("toy", str(tmp_path / "detector.safetensors"))
-    assert Detector(weights, vocabulary, cpu).missing_objects == ()
+    assert load_detector(weights, vocabulary, cpu).missing_objects == ()

@@ -3,7 +3,11 @@ from torchvision.models import get_model_weights
 
 from pipeline.utils.errors import InputError
 from pipeline.vocabulary import load_vocabulary
-from teacher_cache.detectors.class_names import load_class_names
+from teacher_cache.detectors.class_names import (
+    OTHER_SPELLINGS,
+    load_class_names,
+    match_class_names,
+)
 
 
 def test_names_of_coco_objects_in_both_orders():
@@ -42,3 +46,16 @@ def test_wrong_files_of_names(tmp_path, content, message):
         (tmp_path / "names.txt").write_bytes(content)
     with pytest.raises(InputError, match=message):
         load_class_names(str(tmp_path / "names.txt"))
+
+
+def test_other_spellings_of_objects():
+    coco = load_vocabulary("hico-det")
+    names = ["person", "Motorbike", "tvmonitor", "tv", "hair_dryer", "wizard"]
+    labels, spellings = match_class_names(names, coco)
+    assert spellings == {"Motorbike": "motorcycle", "hair_dryer": "hair_drier"}
+    found = ["" if label < 0 else coco.objects[label] for label in labels]
+    assert found == ["person", "motorcycle", "", "tv", "hair_drier", ""]
+    # Every spelling means one of COCO's objects, and none of them is the name of another.
+    labels, spellings = match_class_names(list(OTHER_SPELLINGS), coco)
+    assert (labels >= 0).all() and len(spellings) == len(OTHER_SPELLINGS)
+    assert match_class_names(["motorbike"], load_vocabulary("toy"))[1] == {}

@@ -15,14 +15,13 @@ from torchvision.ops import FrozenBatchNorm2d
 from pipeline.utils.errors import InputError
 from pipeline.vocabulary import load_vocabulary
 from teacher_cache.detectors import torchvision as detectors
+from teacher_cache.detectors.base import DetectorConfig
 from teacher_cache.detectors.class_names import COCO80, HICO80, load_class_names
+from teacher_cache.detectors.load import load_detector
 from teacher_cache.detectors.torchvision import (
     DEFAULT_DETECTOR,
     TOY,
     ZERO_EPSILON_MODELS,
-    Detector,
-    DetectorConfig,
-    detect_objects,
     match_batch_norm,
     num_classes,
     recognise_architecture,
@@ -37,7 +36,8 @@ RETINA = "retinanet_resnet50_fpn"
 
 def images(count):
     rng = np.random.default_rng(0)
-    return [rng.integers(0, 256, (128, 128, 3), dtype=np.uint8) for _ in range(count)]
+    pixels = [rng.integers(0, 256, (128, 128, 3), dtype=np.uint8) for _ in range(count)]
+    return [Image.fromarray(each) for each in pixels]
 
 
 @pytest.fixture(scope="session")
@@ -73,7 +73,8 @@ def detect(toy_weights, vocabulary):
 
     def run(count=1, *config, vocabulary=vocabulary, **options):
         config = config or (TOY, toy_weights)
-        return Detector(DetectorConfig(*config, **options), vocabulary, CPU)(images(count))
+        detector = load_detector(DetectorConfig(*config, **options), vocabulary, CPU)
+        return detector.detect(images(count))
 
     return run
 
@@ -115,7 +116,7 @@ def test_a_one_stage_detector_with_the_vocabularys_classes(detect, random_weight
 @pytest.mark.parametrize("name", ["hico-det", "vcoco"])
 def test_coco_detectors_find_all_objects_of_these_vocabularies(coco_weights, name):
     coco = load_vocabulary(name)
-    detector = Detector(DetectorConfig(SMALL, coco_weights), coco, CPU)
+    detector = load_detector(DetectorConfig(SMALL, coco_weights), coco, CPU)
     assert detector.missing_objects == ()
     names = get_model_weights(SMALL)["COCO_V1"].meta["categories"]
     for category, label in coco.label_by_category_id.items():
@@ -126,12 +127,12 @@ def test_classes_of_coco_detectors_are_mapped_to_other_vocabularies_by_name(
     detect, coco_weights, vocabulary
 ):
     """Category 3 is a car in COCO, and a dog in the toy dataset."""
-    detector = Detector(DetectorConfig(SMALL, coco_weights, 0.0), vocabulary, CPU)
+    detector = load_detector(DetectorConfig(SMALL, coco_weights, 0.0), vocabulary, CPU)
     assert (detector.name, detector.missing_objects) == (SMALL, ("bike", "ball", "box"))
     assert recognise_architecture(Path(coco_weights), vocabulary) == DEFAULT_DETECTOR
     coco = load_vocabulary("hico-det")
     (all_objects,) = detect(1, SMALL, coco_weights, 0.0, vocabulary=coco)
-    (found,) = detector(images(1))
+    (found,) = detector.detect(images(1))
     known = np.isin([coco.objects[label] for label in all_objects.labels], vocabulary.objects)
     np.testing.assert_array_equal(found.boxes, all_objects.boxes[known])
     assert [vocabulary.objects[label] for label in found.labels] == [
@@ -220,7 +221,7 @@ def test_class_names_that_the_vocabulary_lacks_are_dropped(labels, vocabulary):
 
 def test_the_toy_detector_for_other_objects():
     with pytest.raises(InputError, match=r"--detector: .* found toy, which finds only person"):
-        Detector(DetectorConfig(TOY), load_vocabulary("hico-det"), torch.device("cpu"))
+        load_detector(DetectorConfig(TOY), load_vocabulary("hico-det"), torch.device("cpu"))
 
 
 def test_training_checkpoints(toy_weights, vocabulary, tmp_path):
@@ -235,16 +236,17 @@ def test_training_checkpoints(toy_weights, vocabulary, tmp_path):
         "epoch": 25,
         "scaler": {"scale": 65536.0, "_growth_tracker": 0},
     }
-    plain = Detector(DetectorConfig(TOY, toy_weights), vocabulary, CPU)
+    plain = load_detector(DetectorConfig(TOY, toy_weights), vocabulary, CPU)
     for key, prefix in (("model", ""), ("model", "module."), ("state_dict", "model.")):
         file = tmp_path / "checkpoint.pth"
         torch.save(
             {key: {prefix + name: one for name, one in state.items()}, **other_entries}, file
         )
         assert recognise_architecture(file, vocabulary) == TOY
-        found = Detector(DetectorConfig(TOY, str(file)), vocabulary, CPU)
+        found = load_detector(DetectorConfig(TOY, str(file)), vocabulary, CPU)
         # Weights are identified by their content.
-        assert found.weights_digest == plain.weights_digest and found.classes is None
+        assert found.fingerprint_parts() == plain.fingerprint_parts()
+        assert found.fingerprint_parts().keys() == {"detector.model", "detector.weights"}
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
@@ -253,7 +255,7 @@ def test_weights_that_are_not_finite(toy_weights, vocabulary, tmp_path, value):
     state["rpn.head.bbox_pred.bias"][2] = value
     torch.save(state, tmp_path / "bad.pth")
     with pytest.raises(InputError, match=r"bad\.pth: rpn\.head\.bbox_pred\.bias: .* 1 of "):
-        Detector(DetectorConfig(TOY, str(tmp_path / "bad.pth")), vocabulary, CPU)
+        load_detector(DetectorConfig(TOY, str(tmp_path / "bad.pth")), vocabulary, CPU)
 
 
 @pytest.mark.parametrize("name", ["maskrcnn_resnet50_fpn", KEYPOINTS, SMALL])
@@ -269,38 +271,15 @@ def test_a_detector_without_people(coco_weights, vocabulary):
     other = replace(vocabulary, objects=names)
     other.__dict__["person"] = vocabulary.person
     with pytest.raises(InputError, match="--detector: expected"):
-        Detector(DetectorConfig(SMALL, coco_weights), other, CPU)
+        load_detector(DetectorConfig(SMALL, coco_weights), other, CPU)
 
 
 def test_published_weights_are_loaded_into_frozen_batch_norm(random_weights, vocabulary):
     weights = random_weights(SMALL, drop="num_batches")
-    detector = Detector(DetectorConfig(SMALL, weights), vocabulary, CPU)
-    assert detector._model.state_dict().keys() == torch.load(weights).keys()
-    assert modules_of(detector._model, FrozenBatchNorm2d)
-
-
-def test_huge_images_are_reduced_for_the_detector(toy_weights, vocabulary, monkeypatch):
-    detector = Detector(DetectorConfig(TOY, toy_weights), vocabulary, CPU)
-    small = Image.fromarray(images(1)[0])
-    large = small.resize((3 * 128, 3 * 128), Image.Resampling.NEAREST)
-    monkeypatch.setattr(detectors, "MAX_PIXELS", 128 * 128)
-    (expected,), (found,) = detect_objects(detector, [small]), detect_objects(detector, [large])
-    np.testing.assert_allclose(found.boxes, 3 * expected.boxes, atol=1e-2)
-    np.testing.assert_array_equal(found.labels, expected.labels)
-    assert found.boxes.dtype == np.float32
-    monkeypatch.undo()
-    monkeypatch.setattr(detectors, "MAX_SIDE", 128)
-    (again,) = detect_objects(detector, [large])
-    np.testing.assert_array_equal(again.boxes, found.boxes)
-
-
-@pytest.mark.parametrize("size", [(20_000, 6), (6, 20_000), (9000, 1), (1, 1), (40, 1000)])
-def test_images_of_any_shape(toy_weights, vocabulary, size):
-    detector = Detector(DetectorConfig(TOY, toy_weights), vocabulary, CPU)
-    (found,) = detect_objects(detector, [Image.new("RGB", size, (200, 90, 10))])
-    assert (found.boxes >= 0).all() and (found.boxes <= [*size, *size]).all()
-    assert (found.boxes[:, 2:] > found.boxes[:, :2]).all()
-    assert len(found.boxes) == len(found.labels) == len(found.scores)
+    detector = load_detector(DetectorConfig(SMALL, weights), vocabulary, CPU)
+    model = detector._detector._model
+    assert model.state_dict().keys() == torch.load(weights).keys()
+    assert modules_of(model, FrozenBatchNorm2d)
 
 
 def test_without_a_network(vocabulary, tmp_path, monkeypatch, capfd):
@@ -310,7 +289,7 @@ def test_without_a_network(vocabulary, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr("torch.hub.urlopen", unreachable)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(InputError, match=r"cannot be downloaded .*no network.*give a file"):
-        Detector(DetectorConfig(SMALL), vocabulary, CPU)
+        load_detector(DetectorConfig(SMALL), vocabulary, CPU)
     assert capfd.readouterr().err == ""
 
 
@@ -327,7 +306,7 @@ def test_without_a_network(vocabulary, tmp_path, monkeypatch, capfd):
 def test_wrong_models(name, weights, text, toy_weights, coco_weights, vocabulary):
     files = {"{toy}": toy_weights, "{coco}": coco_weights}
     with pytest.raises(InputError, match=text) as caught:
-        Detector(DetectorConfig(name, files.get(weights, weights)), vocabulary, CPU)
+        load_detector(DetectorConfig(name, files.get(weights, weights)), vocabulary, CPU)
     assert "\n" not in str(caught.value)
 
 

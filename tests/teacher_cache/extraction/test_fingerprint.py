@@ -1,8 +1,10 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
+from pipeline.vocabulary import load_vocabulary
+from teacher_cache.detectors.base import ObjectDetector
 from teacher_cache.detectors.pairing import PairingConfig
-from teacher_cache.detectors.torchvision import Detector
+from teacher_cache.detectors.torchvision import TorchvisionDetector
 from teacher_cache.extraction.extract import ExtractionConfig
 from teacher_cache.extraction.inputs import fingerprint_parts
 from teacher_cache.reader.fingerprint import compute_fingerprint
@@ -11,7 +13,8 @@ from teacher_cache.teachers.regions import RegionMode
 
 CLIP_FIELDS = ("quick_gelu", "image_size", "interpolation", "precision", "mean", "std")
 CLIP = {"name": "ViT-B-32", "weights_digest": "1", **dict.fromkeys(CLIP_FIELDS, "same")}
-DETECTOR = {"name": "ssd300_vgg16", "weights_digest": "2", "classes": None}
+DETECTOR = {"name": "ssd300_vgg16", "weights_digest": "2", "class_names": None}
+OBJECTS = load_vocabulary("toy")
 PAIRING = PairingConfig(0.2, 0.2, 15, 15)
 EXTRACTION = ExtractionConfig(pairing=PAIRING)
 DATA = {"vocabulary": "3", "annotations": "4", "part": "train", "proposals": None}
@@ -31,7 +34,11 @@ def make_parts(clip=(), detector=(), data=(), prompts=(("a", "b"),), **extractio
 
     return fingerprint_parts(
         SimpleNamespace(vocabulary=vocabulary, annotations=annotations, proposals=proposals),
-        None if detector is None else model(Detector, DETECTOR, detector),
+        detector
+        if detector is None
+        else ObjectDetector(
+            model(TorchvisionDetector, {**DETECTOR, "classes": OBJECTS.objects}, detector), OBJECTS
+        ),
         model(ClipTeacher, CLIP, clip),
         prompts,
         replace(EXTRACTION, **extraction),
@@ -69,7 +76,7 @@ def test_every_setting_that_changes_outputs_is_a_part():
 
 def test_class_names_of_a_detector_are_a_part_if_given():
     first, second, none = (
-        make_parts(detector={"classes": names}) for names in (("dog", "person"), ("cat",), None)
+        make_parts(detector={"class_names": names}) for names in (("dog", "person"), ("cat",), None)
     )
     assert first.keys() - none.keys() == {"detector.classes"}
     assert list(first)[list(first).index("prompts") - 1] == "detector.classes"

@@ -13,7 +13,8 @@ from pipeline.toy.generate import DRAWING_VERSION
 from pipeline.toy.scene import draw_scene
 from pipeline.utils.files import read_json
 from student.weights.pretrained import pretrained_path
-from teacher_cache.detectors.torchvision import Detector, DetectorConfig, detect_objects
+from teacher_cache.detectors.base import DetectorConfig
+from teacher_cache.detectors.load import load_detector
 from teacher_cache.reader.soft_targets import action_probabilities
 from teacher_cache.teachers.clip import WEIGHTS_FILE, ClipConfig, ClipTeacher
 from teacher_cache.teachers.prompts import interaction_prompts
@@ -45,8 +46,8 @@ def probabilities(model, vocabulary):
 
 
 def detections(weights, vocabulary):
-    detector = Detector(DetectorConfig("toy", weights, 0.2), vocabulary, CPU)
-    return detect_objects(detector, [image for image, _ in SCENES])
+    detector = load_detector(DetectorConfig("toy", weights, 0.2), vocabulary, CPU)
+    return detector.detect([image for image, _ in SCENES])
 
 
 def test_the_teacher_recognises_actions(vocabulary):

@@ -12,7 +12,9 @@ from pipeline.utils.files import read_json
 from student.config import get_preset
 from student.models.detector import HOIDetector
 from student.weights.pretrained import load_pretrained
-from teacher_cache.detectors.torchvision import Detector, DetectorConfig, recognise_architecture
+from teacher_cache.detectors.base import DetectorConfig
+from teacher_cache.detectors.load import load_detector
+from teacher_cache.detectors.torchvision import recognise_architecture
 from teacher_cache.teachers.clip import ClipConfig, ClipTeacher
 from teacher_cache.teachers.prompts import interaction_prompts
 from teacher_cache.toy import train
@@ -74,7 +76,7 @@ def test_the_teacher_can_be_loaded_by_a_build(trained, vocabulary):
 def test_the_detector_serves_a_build_and_a_student(trained, vocabulary):
     weights = trained / "detector.safetensors"
     assert recognise_architecture(weights, vocabulary) == "toy"
-    Detector(DetectorConfig("toy", str(weights)), vocabulary, torch.device("cpu"))
+    load_detector(DetectorConfig("toy", str(weights)), vocabulary, torch.device("cpu"))
     sizes = (vocabulary.num_objects, vocabulary.num_verbs, vocabulary.person)
     model = HOIDetector(get_preset("toy", *sizes).model)
     report = load_pretrained(model, weights, vocabulary)

@@ -1,0 +1,246 @@
+"""`Detector`: the interface of all detectors, and `ObjectDetector`, which a build uses.
+
+A detector names its classes and finds boxes. `ObjectDetector` does what is the same for all of
+them: it reduces very large images, maps the classes to the vocabulary's objects, clips boxes, and
+drops those without area.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from pipeline.boxes import clip_boxes
+from pipeline.utils.errors import InputError, bad_field
+from pipeline.utils.plugins import absolute_class_name, absolute_settings, is_class_name
+from pipeline.vocabulary import Vocabulary
+from teacher_cache.detectors.class_names import is_object_name, match_class_names
+from teacher_cache.detectors.pairing import ObjectBoxes
+
+# Before the name or folder of a model of transformers.
+HUB_PREFIX = "hf:"
+# Detectors resize their input to about a megapixel, so larger images than these only take memory:
+# 27 bytes per pixel as uint8, float32 and normalised.
+MAX_PIXELS = 2**25
+MAX_SIDE = 2**13
+# The resizing limits the longer side; of images that are longer, nothing of the other side is left.
+MAX_ASPECT_RATIO = 32
+
+# Boxes (N, 4), classes (N,) and scores (N,) of one image; see `Detector.detect`.
+Detections = tuple[np.ndarray | Tensor, np.ndarray | Tensor, np.ndarray | Tensor]
+
+
+class Detector(Protocol):
+    """A frozen detection model.
+
+    Attributes:
+        name: names the model in caches and messages.
+        classes: names of its classes, in the order of the numbers that `detect` returns. Names that
+            are no object of the vocabulary, or empty, are left out.
+    """
+
+    name: str
+    classes: Sequence[str]
+
+    def detect(self, images: Sequence[np.ndarray]) -> Sequence[Detections]:
+        """Finds objects in (h, w, 3) uint8 RGB images of one size.
+
+        The result for an image must not depend on the others. Scores below the pairing thresholds
+        (0.2) are of no use.
+
+        Returns:
+            For each image (N, 4) boxes as xyxy in its pixels, (N,) integers from 0 that number
+            `classes`, and (N,) scores from 0 to 1; as numpy arrays, or tensors of any device.
+        """
+
+    def fingerprint_parts(self) -> Mapping[str, Any]:
+        """What determines the outputs beside name and settings, as JSON values by name.
+
+        For instance a digest of the weights, or a version. Caches of other parts do not mix.
+        """
+
+
+@dataclass(frozen=True)
+class DetectorConfig:
+    """Which detector to load.
+
+    Attributes:
+        name: a detection model of torchvision, "toy", `hf:` with the name or folder of a model of
+            transformers, or `module:Class`.
+        weights: a file or the name of a weights entry; None takes the model's default entry, or for
+            "toy" the weights in this package.
+        classes: names of its classes in their order, without the background; None where the model
+            or the vocabulary's ids determine them.
+        settings: further settings as `KEY=VALUE`; see `pipeline.utils.plugins`.
+    """
+
+    name: str
+    weights: str | None = None
+    score_threshold: float = 0.05
+    classes: tuple[str, ...] | None = None
+    settings: tuple[str, ...] = ()
+
+    def absolute(self) -> DetectorConfig:
+        """The same configuration with absolute paths, for processes with other working folders."""
+        name, weights = self.name, self.weights
+        folder = Path(name.removeprefix(HUB_PREFIX))
+        if name.startswith(HUB_PREFIX):
+            name = f"{HUB_PREFIX}{folder.absolute()}" if folder.is_dir() else name
+        elif is_class_name(name):
+            name = absolute_class_name(name)
+        if weights is not None and Path(weights).exists():
+            weights = str(Path(weights).absolute())
+        settings = absolute_settings(self.settings)
+        return replace(self, name=name, weights=weights, settings=settings)
+
+
+def is_own_class(name: str) -> bool:
+    """Whether a detector's name is that of a user's class, whose code runs when it is loaded."""
+    return not name.startswith(HUB_PREFIX) and is_class_name(name)
+
+
+class ObjectDetector:
+    """A detector whose labels are the vocabulary's objects.
+
+    Attributes:
+        name: the detector's name in caches and messages.
+        missing_objects: objects of the vocabulary that are not among its classes.
+        other_classes: its classes that are no object of the vocabulary.
+        spellings: objects by the names of classes that are spelled differently.
+
+    Args:
+        detector: the model.
+        parts: parts of the fingerprint beside those of the model; "settings.size" becomes
+            "detector.settings.size".
+        option: the option that decides on the classes, for the error about a missing person.
+
+    Raises:
+        InputError: none of the classes is a person, or the parts are no JSON values.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        vocabulary: Vocabulary,
+        parts: Mapping[str, Any] | None = None,
+        option: str = "--detector",
+    ) -> None:
+        self.name, self._detector = detector.name, detector
+        classes = tuple(detector.classes)
+        self._labels, self.spellings = match_class_names(classes, vocabulary)
+        labels = set(self._labels.tolist())
+        if vocabulary.person not in labels:
+            names = [*filter(is_object_name, classes)]
+            raise InputError(
+                f"{option}: expected a detector that finds people, found {self.name} with the"
+                f" classes {', '.join(names[:5]) or 'none'}{', ...' if len(names) > 5 else ''}"
+            )
+        self.missing_objects = tuple(
+            name for label, name in enumerate(vocabulary.objects) if label not in labels
+        )
+        self.other_classes = tuple(
+            name
+            for name, label in zip(classes, self._labels, strict=True)
+            if label < 0 and is_object_name(name)
+        )
+        all_parts = {**detector.fingerprint_parts(), **(parts or {})}
+        try:
+            # As a cache returns them: lists in place of tuples.
+            self._parts = json.loads(
+                json.dumps({f"detector.{name}": value for name, value in all_parts.items()})
+            )
+        except TypeError as error:
+            raise InputError(
+                f"detector {self.name}: fingerprint_parts: expected JSON values, found others"
+                f" ({error})"
+            ) from None
+
+    def fingerprint_parts(self) -> dict[str, Any]:
+        """What identifies the detector, for `reader.fingerprint.fingerprint_parts`."""
+        return {"detector.model": self.name, **self._parts}
+
+    def detect(self, images: Sequence[Image.Image]) -> list[ObjectBoxes]:
+        """Detects objects in a batch of RGB images of one size.
+
+        The detector gets reduced copies of very large images and padded copies of very long ones;
+        the returned boxes are in pixels of the original images.
+
+        Raises:
+            InputError: the detector returned something else than boxes, classes and scores.
+        """
+        if not images:
+            return []
+        factors = [_reduction_factor(image) for image in images]
+        inputs = [
+            _detector_input(image, factor) for image, factor in zip(images, factors, strict=True)
+        ]
+        found = self._detector.detect(inputs)
+        if len(found) != len(images):
+            raise self._wrong_output(f"detections of {len(images)} images", f"{len(found)}")
+        results = []
+        for detections, factor, image in zip(found, factors, images, strict=True):
+            boxes, labels, scores = self._to_arrays(detections)
+            boxes = clip_boxes(boxes * factor, image.size)
+            # Boxes in the padding have no area after clipping.
+            inside = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+            results.append(ObjectBoxes(boxes[inside], labels[inside], scores[inside]))
+        return results
+
+    def _to_arrays(self, detections: Detections) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(N, 4) float32 boxes, (N,) int64 objects and (N,) float32 scores of one image."""
+        try:
+            boxes, classes, scores = map(_to_numpy, detections)
+        except (TypeError, ValueError):
+            found = type(detections).__name__
+            raise self._wrong_output("(boxes, classes, scores)", found) from None
+        shapes = [boxes.shape, classes.shape, scores.shape]
+        # Without detections, lists have other shapes than arrays.
+        if not any(map(np.size, (boxes, classes, scores))):
+            boxes, classes, scores = np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0)
+        elif boxes.ndim != 2 or shapes != [(len(boxes), 4), *[(len(boxes),)] * 2]:
+            raise self._wrong_output("shapes (N, 4), (N,) and (N,)", " ".join(map(str, shapes)))
+        classes = classes.astype(np.int64)
+        if len(classes) and not 0 <= classes.min() <= classes.max() < len(self._labels):
+            expected = f"classes from 0 to {len(self._labels) - 1}"
+            raise self._wrong_output(expected, f"{classes.min()} to {classes.max()}")
+        # False for NaN, with which a box forms no pair.
+        if ((scores < 0) | (scores > 1)).any():
+            raise self._wrong_output("scores from 0 to 1", f"{scores.min()} to {scores.max()}")
+        labels = self._labels[classes]
+        # Boxes without area, or with coordinates that are not finite, cannot form regions.
+        sides = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf)
+        keep = (labels >= 0) & (sides > 0) & np.isfinite(boxes).all(axis=1)
+        return boxes[keep].astype(np.float32), labels[keep], scores[keep].astype(np.float32)
+
+    def _wrong_output(self, expected: str, found: str) -> InputError:
+        return bad_field(f"detector {self.name}", "detect", expected, found)
+
+
+def _to_numpy(values: Any) -> np.ndarray:
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+def _reduction_factor(image: Image.Image) -> int:
+    by_pixels = math.sqrt(image.width * image.height / MAX_PIXELS)
+    return math.ceil(max(by_pixels, max(image.size) / MAX_SIDE, 1))
+
+
+def _detector_input(image: Image.Image, factor: int) -> np.ndarray:
+    """Reduces an image by a factor, and pads very long ones with black; (h, w, 3) uint8."""
+    if factor > 1:
+        image = image.reduce(factor)
+    min_side = math.ceil(max(image.size) / MAX_ASPECT_RATIO)
+    if min(image.size) < min_side:
+        padded = Image.new("RGB", (max(image.width, min_side), max(image.height, min_side)))
+        padded.paste(image, (0, 0))
+        image = padded
+    # A copy: the array of an image is read-only, of which torch warns.
+    return np.array(image)

@@ -1,0 +1,154 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.utils.errors import InputError
+from teacher_cache.detectors import base
+from teacher_cache.detectors.base import DetectorConfig, ObjectDetector, is_own_class
+from teacher_cache.detectors.load import load_detector
+
+CPU = torch.device("cpu")
+BOX = [[1.0, 2.0, 30.0, 40.0]]
+
+
+class Fixed:
+    """Finds the same in every image."""
+
+    name = "fixed"
+
+    def __init__(self, found=(BOX, [0], [0.5]), classes=("person", "dog"), parts=()):
+        self.found, self.classes, self.parts = found, classes, dict(parts)
+
+    def detect(self, images):
+        assert all(image.dtype == np.uint8 and image.flags.writeable for image in images)
+        return [self.found for _ in images]
+
+    def fingerprint_parts(self):
+        return self.parts
+
+
+def detect(vocabulary, *found, size=(64, 48)):
+    (boxes,) = ObjectDetector(Fixed(found), vocabulary).detect([Image.new("RGB", size)])
+    assert boxes.boxes.dtype == boxes.scores.dtype == np.float32
+    assert boxes.labels.dtype == np.int64
+    return boxes
+
+
+def test_classes_become_objects(vocabulary):
+    boxes = BOX * 3
+    found = detect(vocabulary, boxes, [1, 0, 1], [0.5, 0.9, 1.0])
+    assert [vocabulary.objects[label] for label in found.labels] == ["dog", "person", "dog"]
+    np.testing.assert_array_equal(found.boxes, np.float32(boxes))
+    assert found.scores.tolist() == [0.5, np.float32(0.9), 1.0]
+
+
+def test_tensors_and_empty_lists(vocabulary):
+    tensors = torch.tensor(BOX, requires_grad=True), torch.tensor([1]), torch.tensor([0.5])
+    assert detect(vocabulary, *tensors).boxes.tolist() == BOX
+    assert detect(vocabulary, [], [], []).boxes.shape == (0, 4)
+    assert detect(vocabulary, torch.zeros(0, 4), torch.zeros(0), torch.zeros(0)).labels.size == 0
+
+
+def test_boxes_are_clipped_and_those_without_area_left_out(vocabulary):
+    boxes = [[-5, 10, 99, 20], [9, 9, 9, 20], [70, 0, 99, 9], [0, 0, np.nan, 9], [0, 0, np.inf, 9]]
+    found = detect(vocabulary, boxes, [0] * 5, [0.5] * 5)
+    assert found.boxes.tolist() == [[0, 10, 64, 20]]
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        (([1, 2, 3, 4], [0], [0.5]), r"shapes \(N, 4\).* \(4,\)"),
+        ((BOX, [0, 1], [0.5]), r"shapes .* \(2,\)"),
+        ((BOX, [], []), r"shapes .* \(0,\)"),
+        ((BOX, [2], [0.5]), "classes from 0 to 1, found 2"),
+        ((BOX, [-1], [0.5]), "classes from 0 to 1, found -1"),
+        ((BOX, [0], [50.0]), "scores from 0 to 1, found 50"),
+        ((BOX, [0]), r"\(boxes, classes, scores\), found tuple"),
+        (5, r"\(boxes, classes, scores\), found int"),
+        (([[1, 2], [3]], [0], [1]), r"\(boxes, classes, scores\)"),
+    ],
+)
+def test_other_outputs_are_refused(vocabulary, found, text):
+    with pytest.raises(InputError, match=f"detector fixed: detect: expected {text}"):
+        ObjectDetector(Fixed(found), vocabulary).detect([Image.new("RGB", (64, 48))])
+
+
+def test_an_image_without_a_result_is_refused(vocabulary):
+    detector = Fixed()
+    detector.detect = lambda images: []
+    with pytest.raises(InputError, match="detections of 2 images, found 0"):
+        ObjectDetector(detector, vocabulary).detect([Image.new("RGB", (8, 8))] * 2)
+
+
+def test_names_of_classes(vocabulary):
+    detector = ObjectDetector(Fixed(classes=("", "Person", "zebra", "dog")), vocabulary)
+    assert detector.other_classes == ("zebra",) and detector.spellings == {}
+    assert set(vocabulary.objects) - set(detector.missing_objects) == {"person", "dog"}
+    with pytest.raises(InputError, match=r"--x: expected a detector that finds people.* zebra$"):
+        ObjectDetector(Fixed(classes=("zebra",)), vocabulary, option="--x")
+
+
+def test_parts_of_the_fingerprint(vocabulary):
+    detector = ObjectDetector(Fixed(parts={"size": (3, 4)}), vocabulary, {"settings.a": "b"})
+    assert detector.fingerprint_parts() == {
+        "detector.model": "fixed",
+        "detector.size": [3, 4],
+        "detector.settings.a": "b",
+    }
+    with pytest.raises(InputError, match="detector fixed: fingerprint_parts: expected JSON"):
+        ObjectDetector(Fixed(parts={"size": CPU}), vocabulary)
+
+
+def test_absolute_configurations(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "weights.pth").touch()
+    for name, expected in {
+        "hf:model": f"hf:{tmp_path}/model",
+        "hf:owner/name": "hf:owner/name",
+        "hf:detr": "hf:detr",
+        "own.code:Model": f"{tmp_path}/own.code:Model",
+        "toy": "toy",
+    }.items():
+        assert DetectorConfig(name).absolute().name == expected
+        assert DetectorConfig(name).absolute().absolute().name == expected
+        assert is_own_class(name) == is_own_class(expected) == name.startswith("own")
+    config = DetectorConfig("a", "weights.pth", settings=("a=weights.pth", "b=1")).absolute()
+    assert config.weights == f"{tmp_path}/weights.pth"
+    assert config.settings == (f"a={tmp_path}/weights.pth", "b=1")
+    assert DetectorConfig("a", "COCO_V1").absolute().weights == "COCO_V1"
+
+
+@pytest.fixture(scope="module")
+def toy(vocabulary, shared_dataset):
+    weights = str(shared_dataset / "detector.safetensors")
+    return load_detector(DetectorConfig("toy", weights), vocabulary, CPU)
+
+
+def noise(width, height):
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def test_huge_images_are_reduced_for_the_detector(toy, monkeypatch):
+    small = noise(128, 128)
+    large = small.resize((3 * 128, 3 * 128), Image.Resampling.NEAREST)
+    monkeypatch.setattr(base, "MAX_PIXELS", 128 * 128)
+    (expected,), (found,) = toy.detect([small]), toy.detect([large])
+    np.testing.assert_allclose(found.boxes, 3 * expected.boxes, atol=1e-2)
+    np.testing.assert_array_equal(found.labels, expected.labels)
+    assert found.boxes.dtype == np.float32
+    monkeypatch.undo()
+    monkeypatch.setattr(base, "MAX_SIDE", 128)
+    (again,) = toy.detect([large])
+    np.testing.assert_array_equal(again.boxes, found.boxes)
+
+
+@pytest.mark.parametrize("size", [(20_000, 6), (6, 20_000), (9000, 1), (1, 1), (40, 1000)])
+def test_images_of_any_shape(toy, size):
+    (found,) = toy.detect([Image.new("RGB", size, (200, 90, 10))])
+    assert (found.boxes >= 0).all() and (found.boxes <= [*size, *size]).all()
+    assert (found.boxes[:, 2:] > found.boxes[:, :2]).all()
+    assert len(found.boxes) == len(found.labels) == len(found.scores)
