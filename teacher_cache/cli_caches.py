@@ -199,6 +199,11 @@ def show(**options: Any) -> None:
     help="Device of the models in a repair.",
 )
 @teacher_option
+@option(
+    "--detector",
+    metavar="module:Class",
+    help="The cache's detector, if it is your own: its code runs only if you name it.",
+)
 @config_option
 def verify(**options: Any) -> None:
     """Check every byte of CACHE; complete the manifest of a cache that several jobs built."""

@@ -30,10 +30,19 @@ def is_class_name(name: str) -> bool:
     return CLASS_NAME.fullmatch(name) is not None
 
 
-def absolute_class_name(name: str) -> str:
-    """The name with the absolute path of its folder, for processes with other working folders."""
+def absolute_class_name(name: str, base: str | Path | None = None) -> str:
+    """The name with the absolute path of its folder, for processes with other working folders.
+
+    Args:
+        base: the folder that relative ones refer to, by default the current one.
+    """
     folder, module, kind = _split(name)
-    return f"{folder.absolute()}/{module}:{kind}"
+    return f"{Path(base or '.', folder).absolute()}/{module}:{kind}"
+
+
+def same_class(first: str, second: str) -> bool:
+    """Whether two names mean the same module and class, in whatever folders."""
+    return _split(first)[1:] == _split(second)[1:]
 
 
 def load_class(option: str, name: str) -> type:
@@ -88,21 +97,7 @@ def create_object(
         InputError: a setting is unknown, missing or of another type. Errors of the class itself
             are passed on.
     """
-    own = dict(list(signature(kind).parameters.items())[len(arguments) :])
-    variable = {
-        name
-        for name, each in own.items()
-        if each.kind in (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL)
-    }
-    takes_all = any(own[name].kind is Parameter.VAR_KEYWORD for name in variable)
-    named = [name for name in own if name not in variable]
-    known = f"settings of {kind.__qualname__} ({', '.join(named) or 'none'})"
-    for name in settings:
-        if name not in named and not takes_all:
-            raise InputError(f"{option}: expected {known}, found {name}")
-    for name in named:
-        if own[name].default is Parameter.empty and name not in settings:
-            raise InputError(f"{option}: expected {name}=VALUE of the {known}, found none")
+    parameters = signature(kind).parameters
     try:
         hints = get_type_hints(kind.__init__)  # type: ignore[misc]
     # Annotations may name what only type checkers import.
@@ -110,24 +105,31 @@ def create_object(
         hints = {}
     values = {}
     for name, text in settings.items():
-        default = own[name].default if name in own else None
-        by_default = str if default in (None, Parameter.empty) else type(default)
-        expected = hints.get(name, by_default)
+        default = parameters[name].default if name in parameters else None
+        expected = hints.get(name, str if default in (None, Parameter.empty) else type(default))
         values[name] = convert(_parse(text, expected), expected, option, name, strict=False)
+    try:
+        signature(kind).bind(*arguments, **values)
+    except TypeError as error:
+        known = ", ".join(list(parameters)[len(arguments) :]) or "none"
+        raise InputError(
+            f"{option}: expected the settings of {kind.__qualname__} ({known}), found others"
+            f" ({error})"
+        ) from None
     return kind(*arguments, **values)
 
 
 def parse_settings(option: str, settings: Sequence[str]) -> dict[str, str]:
-    """`KEY=VALUE` texts as values by key.
+    """`KEY=VALUE` texts as values by key; of a key that is given again the last value.
 
     Raises:
-        InputError: a text has another form, or a key is given twice.
+        InputError: a text has another form.
     """
     values: dict[str, str] = {}
     for text in settings:
-        key, separator, value = text.partition("=")
-        if not key.isidentifier() or not separator or key in values:
-            raise InputError(f"{option}: expected KEY=VALUE with different keys, found {text}")
+        key, separator, value = (part.strip() for part in text.partition("="))
+        if not key.isidentifier() or not separator:
+            raise InputError(f"{option}: expected KEY=VALUE, found {text}")
         values[key] = value
     return values
 

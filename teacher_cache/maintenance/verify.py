@@ -11,7 +11,7 @@ import io
 import os
 import shutil
 from contextlib import nullcontext, redirect_stdout
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -38,12 +38,23 @@ logger = get_logger(__name__)
 MACHINE_SETTINGS = ("mode", "share", "workers")
 
 
+@dataclass(frozen=True)
+class _RepairOptions:
+    """What a repair takes from its own command; see `verify_cache`."""
+
+    dataset: Path | None
+    device: str | None
+    teacher: str | None
+    detector: str | None
+
+
 def verify_cache(
     cache: Path,
     repair: bool = False,
     dataset: Path | None = None,
     device: str | None = None,
     teacher: str | None = None,
+    detector: str | None = None,
 ) -> None:
     """Checks all files of a cache, prints all problems, and repairs them if `repair`.
 
@@ -55,22 +66,23 @@ def verify_cache(
         dataset: the dataset folder, which the cache must match and from which a repair reads
             images; None to check none, and to repair from the folder in the cache's settings.
         device: device of the models in a repair; None for the one in the cache's settings.
-        teacher: the cache's teacher if it is a user's own, whose code a repair runs.
+        teacher, detector: those of the cache if they are a user's own, whose code a repair runs.
 
     Raises:
         InputError: there are problems that were not repaired, the cache does not match the
             dataset, or a build is running.
     """
+    options = _RepairOptions(dataset, device, teacher, detector)
     if not (cache / MANIFEST).is_file():
         if not (cache / PLAN).is_file():
             raise InputError(f"{cache}: expected a cache folder with {MANIFEST}, found none")
-        _complete_manifest(cache, repair, dataset, device, teacher)
+        _complete_manifest(cache, options if repair else None)
     with lock_folder(cache) if repair else nullcontext():
         problems = find_problems(cache)
         for name, description in problems.items():
             print(f"{name}: {description}")
         if problems and repair:
-            _repair_cache(cache, problems, dataset, device, teacher)
+            _repair_cache(cache, problems, options)
             problems = find_problems(cache)
     for name, description in problems.items():
         count = f" ({len(problems)} problems)" if len(problems) > 1 else ""
@@ -91,10 +103,8 @@ def verify_cache(
     )
 
 
-def _complete_manifest(
-    folder: Path, repair: bool, dataset: Path | None, device: str | None, teacher: str | None
-) -> None:
-    """Writes a missing manifest, after making missing shards if `repair`.
+def _complete_manifest(folder: Path, repair: _RepairOptions | None) -> None:
+    """Writes a missing manifest, with `repair` after making missing shards.
 
     Raises:
         InputError: shards are missing, or `build.json` is damaged.
@@ -103,8 +113,8 @@ def _complete_manifest(
     if not _has_intact_checksum(folder / PLAN, plan):
         raise InputError(f"{folder / PLAN}: is damaged: its own checksum does not match")
     missing = write_manifest(folder).missing
-    if missing and repair:
-        _repeat_command(plan, folder, dataset, device, teacher)
+    if missing and repair is not None:
+        _repeat_command(plan, folder, repair)
         return
     for name in missing:
         print(f"{SHARDS}/{name}: is missing")
@@ -232,13 +242,7 @@ def _check_content(folder: Path, name: str, fingerprint: str, entry: dict[str, A
             raise InputError(f"{path}: belongs to another cache")
 
 
-def _repair_cache(
-    folder: Path,
-    problems: dict[str, str],
-    dataset: Path | None,
-    device: str | None,
-    teacher: str | None,
-) -> None:
+def _repair_cache(folder: Path, problems: dict[str, str], options: _RepairOptions) -> None:
     """Removes unexpected files, and makes the missing and damaged ones of `problems` again.
 
     If a file cannot be made again, all files stay as they are.
@@ -264,7 +268,7 @@ def _repair_cache(
             try:
                 # It prints the numbers of the temporary cache.
                 with redirect_stdout(io.StringIO()):
-                    _repeat_command(plan, made, dataset, device, teacher)
+                    _repeat_command(plan, made, options)
             except InputError as error:
                 raise InputError(str(error).replace(str(made), str(folder))) from None
             if MANIFEST not in problems:
@@ -307,13 +311,7 @@ def _check_no_lost_images(folder: Path, made: Path) -> None:
                 raise InputError(f"{folder}: {image}: cannot be extracted again: {reason}")
 
 
-def _repeat_command(
-    plan: dict[str, Any],
-    out: Path,
-    dataset: Path | None,
-    device: str | None,
-    teacher: str | None,
-) -> None:
+def _repeat_command(plan: dict[str, Any], out: Path, options: _RepairOptions) -> None:
     """Repeats the command that made a cache in the folder `out`, where it makes the missing files.
 
     Raises:
@@ -321,7 +319,7 @@ def _repeat_command(
             fails.
     """
     from teacher_cache.build import BuildConfig, build_cache
-    from teacher_cache.detectors.base import is_own_class
+    from teacher_cache.detectors.load import confirm_detector
     from teacher_cache.maintenance.add_prompts import confirm_teacher
     from teacher_cache.maintenance.rescore import RescoreConfig, rescore_cache
 
@@ -331,19 +329,15 @@ def _repeat_command(
         for name, value in plan.get("settings", {}).items()
         if name not in MACHINE_SETTINGS
     }
-    settings["device"] = device or settings.get("device", "auto")
-    confirm_teacher(settings, teacher)
+    settings["device"] = options.device or settings.get("device", "auto")
+    confirm_teacher(settings, options.teacher)
     if settings.get(COMMAND_KEY) == "rescore":
         rescore_cache(replace(from_settings(settings, RescoreConfig, file), out=out))
         return
-    if dataset is not None:
-        old = settings.get("dataset", "")
-        settings = {name: _relocate(value, old, dataset) for name, value in settings.items()}
-    if is_own_class(str(settings.get("detector"))):
-        raise InputError(
-            f"{file}: the detector {settings['detector']} is code that only its name on a command"
-            " line runs; delete what is damaged and run the same eoid-cache build command again"
-        )
+    if options.dataset is not None:
+        old, new = settings.get("dataset", ""), options.dataset
+        settings = {name: _relocate(value, old, new) for name, value in settings.items()}
+    settings["detector"] = confirm_detector(settings.get("detector"), options.detector)
     build = from_settings(settings, BuildConfig, file)
     if not build.dataset.is_dir():
         raise InputError(f"{build.dataset}: no such dataset folder; give its new path with --data")

@@ -12,8 +12,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from inspect import signature
-from typing import Any, TypeAlias, get_type_hints
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from pipeline.types import Pairs
 from pipeline.utils.errors import InputError, bad_field
-from pipeline.utils.schema import convert
+from pipeline.utils.plugins import create_object
 from pipeline.vocabulary import Vocabulary
 from teacher_cache.reader.cache import PromptEmbeddings
 from teacher_cache.reader.format import INDEPENDENT, SOFTMAX, TEACHER_PART
@@ -104,21 +103,7 @@ class Teacher(ABC):
         Raises:
             InputError: a setting is unknown, missing or of another type.
         """
-        parameters = signature(cls)
-        hints = get_type_hints(cls.__init__)
-        values = {
-            name: convert(text, hints.get(name, str), "--teacher-set", name, strict=False)
-            for name, text in settings.items()
-        }
-        try:
-            parameters.bind(device, **values)
-        except TypeError as error:
-            known = ", ".join(list(parameters.parameters)[1:]) or "none"
-            raise InputError(
-                f"--teacher-set: expected the settings of {cls.__qualname__} ({known}), found"
-                f" others ({error})"
-            ) from None
-        return cls(device, **values)
+        return create_object("--teacher-set", cls, [device], settings)
 
     @abstractmethod
     def score(

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from pipeline.toy import TOY
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import read_json
+from pipeline.utils.plugins import absolute_settings
 from teacher_cache.reader.format import PLAN, TOY_IN_CACHES
 
 COMMAND_KEY, MERGED_FROM_KEY = "command", "merged_from"
@@ -18,8 +19,8 @@ COMMAND_KEY, MERGED_FROM_KEY = "command", "merged_from"
 NAME_OR_PATH_FIELDS = ("clip_model", "clip_weights", "detector_weights", "vocabulary")
 # Fields that are stored only with another value than their default, so that `build.json` keeps the
 # bytes that it had before these fields existed.
-TEACHER_SETTINGS = "teacher_settings"
-OPTIONAL_FIELDS = ("detector_settings", "teacher", TEACHER_SETTINGS, "sentences")
+SETTINGS_FIELDS = ("detector_settings", "teacher_settings")
+OPTIONAL_FIELDS = (*SETTINGS_FIELDS, "teacher", "sentences")
 # A field of older rescored caches. It is gone, and with this value it had no effect.
 REMOVED_FIELD = ("fitted_to", None)
 # Fields whose keys in format 1 differ from their present names.
@@ -85,12 +86,6 @@ def absolute_if_exists(name: str) -> str:
     return str(Path(name).absolute()) if name != TOY and Path(name).exists() else name
 
 
-def _absolute_setting(text: str) -> str:
-    """`KEY=VALUE` with an absolute path as value if it is an existing file or folder."""
-    name, _, value = text.partition("=")
-    return f"{name}={absolute_if_exists(value)}"
-
-
 def _replaced(name: str, value: Any, values: dict[tuple[str, str], str]) -> Any:
     return values.get((name, value), value) if isinstance(value, str) else value
 
@@ -100,9 +95,7 @@ def _to_json(value: Any) -> Any:
         return {
             key: absolute_if_exists(entry)
             if key in NAME_OR_PATH_FIELDS and entry is not None
-            else _to_json(
-                tuple(map(_absolute_setting, entry)) if key == TEACHER_SETTINGS else entry
-            )
+            else _to_json(absolute_settings(entry) if key in SETTINGS_FIELDS else entry)
             for key, entry in value.items()
         }
     if isinstance(value, tuple):

@@ -100,6 +100,8 @@ def test_a_repair_runs_code_only_if_it_is_named(cache, build, contents, tmp_path
     shutil.copytree(cache, out)
     shard = out / SHARDS / "00001.h5"
     shard.write_bytes(shard.read_bytes()[:-9])
+    # Loaded by the build, if this is the first test that needs the cache.
+    sys.modules.pop("my_teacher", None)
     for words in ((), ("--teacher", "my_teacher:Other")):
         done = run("verify", out, "--repair", *words)
         assert done.returncode == 2
@@ -143,7 +145,7 @@ def test_commands_on_the_cache(cache, build, shared_dataset, tmp_path):
         (("--teacher-set", "temperature=hot"), "temperature: expected a number, found hot"),
         (("--teacher-set", "hot"), "--teacher-set: expected KEY=VALUE, found hot"),
         (("--teacher", "my_teacher"), "expected open_clip or module:Class, found my_teacher"),
-        (("--teacher", "my_teacher:Missing"), "with a subclass of Teacher, found"),
+        (("--teacher", "my_teacher:Missing"), "--teacher: expected a class of"),
         (("--teacher", "missing_module:T"), "No module named 'missing_module'"),
     ],
 )

@@ -11,6 +11,7 @@ from pipeline.utils.plugins import (
     is_class_name,
     load_class,
     parse_settings,
+    same_class,
     settings_with_digests,
 )
 
@@ -59,7 +60,9 @@ def test_names_of_classes(tmp_path, monkeypatch):
     assert absolute_class_name("a.b:C") == f"{tmp_path}/a.b:C"
     assert absolute_class_name("f/a:C") == f"{tmp_path}/f/a:C"
     assert absolute_class_name(absolute_class_name("a:C")) == f"{tmp_path}/a:C"
+    assert absolute_class_name("f/a:C", "/g") == "/g/f/a:C"
     assert absolute_class_name("/a:C").lstrip("/") == "a:C"
+    assert same_class("a.b:C", "/f/a.b.py:C") and not same_class("a.b:C", "b:C")
 
 
 def test_a_class_with_settings(folder):
@@ -67,7 +70,7 @@ def test_a_class_with_settings(folder):
     (folder / "sub").mkdir()
     (folder / "sub/boxes_below.py").write_text(MODULE)
     (folder / "json.py").write_text("raise SystemExit")
-    settings = ["weights=a=b", "size=7", 'names=["a"]', "flat=true"]
+    settings = ["weights=a=b", "size=6", "size=7", 'names=["a"]', "flat=true"]
     assert create("boxes_here:Box", *settings) == ("here", Path("a=b"), 7, ["a"], True)
     assert create("sub/boxes_below.py:Box", "weights=a") == ("here", Path("a"), 3, None, False)
     # Annotations that cannot be resolved, and names that the class does not list.
@@ -107,12 +110,19 @@ def test_settings_with_contents_of_files(folder):
         ("boxes_wrong:Box", [], r"--box: .*SyntaxError: .*boxes_wrong\.py, line 1"),
         ("boxes:Boxes", [], r"--box: expected a class of .*boxes\.py, found Boxes"),
         ("boxes:number", [], r"--box: expected a class of .*boxes\.py, found number"),
-        ("boxes:Box", [], r"--box-set: expected weights=VALUE .* found none"),
-        ("boxes:Box", ["width=3"], r"--box-set: .*Box \(weights, size, .*\), found width"),
-        ("boxes:Box", ["place=3"], r"--box-set: .* found place"),
+        ("boxes:Box", [], r"--box-set: .*Box \(weights, size, .* required argument: 'weights'"),
+        (
+            "boxes:Box",
+            ["weights=a", "width=3"],
+            r"--box-set: .* unexpected keyword argument 'width'",
+        ),
+        (
+            "boxes:Box",
+            ["weights=a", "place=3"],
+            r"--box-set: .*multiple values for argument 'place'",
+        ),
         ("boxes:Box", ["weights=a", "size=big"], r"--box-set: size: expected .* found big"),
-        ("boxes:Box", ["size"], r"--box-set: expected KEY=VALUE .* found size"),
-        ("boxes:Box", ["size=1", "size=2"], r"--box-set: .* found size=2"),
+        ("boxes:Box", ["size"], r"--box-set: expected KEY=VALUE, found size"),
         ("boxes:Box", ["a b=1"], r"--box-set: .* found a b=1"),
     ],
 )

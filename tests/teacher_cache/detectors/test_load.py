@@ -16,7 +16,7 @@ from pipeline.datasets.dataset import open_dataset
 from pipeline.utils.errors import InputError
 from teacher_cache.cli import main
 from teacher_cache.detectors.base import DetectorConfig
-from teacher_cache.detectors.load import load_detector
+from teacher_cache.detectors.load import confirm_detector, load_detector
 from teacher_cache.reader.cache import open_cache
 
 CPU = torch.device("cpu")
@@ -89,11 +89,16 @@ def test_a_build_with_the_detector_of_the_page(
     shard = folder / "cache/shards/00001.h5"
     shard.unlink()
     monkeypatch.delitem(sys.modules, "mirrored")
-    code, err = run("verify", "cache", "--repair")
-    assert code == 2 and "mirrored:Mirrored is code" in err
+    for options in ([], ["--detector", "other:Mirrored"], ["--detector", "toy"]):
+        code, err = run("verify", "cache", "--repair", *options)
+        assert code == 2 and f"--detector: expected {folder}/mirrored:Mirrored, the cache's" in err
     assert "mirrored" not in sys.modules
+    code, err = run("verify", "cache", "--repair", "--detector", "mirrored:Mirrored")
+    assert code == 0, err
+    assert contents(folder / "cache") == before
 
-    # From another folder, the build makes the shard again.
+    # From another folder, the build makes a shard again.
+    shard.unlink()
     (folder / "elsewhere").mkdir()
     monkeypatch.chdir(folder / "elsewhere")
     name, weights = f"{folder}/mirrored.py:Mirrored", f"weights={folder}/ssd.pth"
@@ -131,9 +136,9 @@ class Own:
         ("absent_code:Own", {}, "--detector: expected a module that can be imported, found absent"),
         ("own_code:Own", {"weights": "a.pth"}, "--detector-weights: expected none .* found a.pth"),
         ("own_code:Own", {"classes": ("a",)}, "--detector-classes: expected none .* 1 names"),
-        ("own_code:Own", {"settings": ("width=3",)}, r"--detector-set: .*\(size\), found width"),
+        ("own_code:Own", {"settings": ("width=3",)}, r"--detector-set: .*\(size\), .*'width'"),
         ("own_code:Own", {"settings": ("size=big",)}, "--detector-set: size: .* found big"),
-        ("toy", {"settings": ("size=3",)}, r"--detector-set: .*\(none\), found size"),
+        ("toy", {"settings": ("size=3",)}, r"--detector-set: .*\(none\), .*'size'"),
     ],
 )
 def test_detectors_that_cannot_be_loaded(folder, vocabulary, name, options, text):
@@ -148,6 +153,14 @@ def test_without_transformers(vocabulary, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(InputError, match=r"--detector: .* transformers .*pip install '\.\[hf\]'"):
         load_detector(DetectorConfig("hf:owner/name"), vocabulary, CPU)
+
+
+def test_a_repair_takes_no_other_detector():
+    assert confirm_detector("toy", None) == "toy" and confirm_detector(None, None) is None
+    for stored in ("toy", "hf:a:B", None):
+        with pytest.raises(InputError, match=r"--detector: expected none, found own:Code"):
+            confirm_detector(stored, "own:Code")
+    assert confirm_detector("/old/own.py:Code", "new/own:Code") == "new/own:Code"
 
 
 def test_settings_without_a_detector(shared_dataset, folder):

@@ -270,7 +270,7 @@ def test_wrong_folders(folder, vocabulary, edit, text, capfd):
         ("not a name", {}, "found hf:not a name"),
         ("", {}, "found hf: "),
         ("owner/absent", {"weights": "COCO_V1"}, "--detector-weights: expected none with hf:owner"),
-        ("owner/absent", {"settings": ("size=3",)}, r"--detector-set: .*\(revision\), found size"),
+        ("owner/absent", {"settings": ("size=3",)}, r"--detector-set: .*\(revision\), .*'size'"),
     ],
 )
 def test_wrong_names_without_a_network(vocabulary, name, options, text, capfd):

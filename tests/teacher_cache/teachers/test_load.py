@@ -83,7 +83,15 @@ def test_wrong_settings(own, texts, message):
         load_teacher(own(*texts), CPU)
 
 
-@pytest.mark.parametrize("name", ["vgg", "module:", ":Class", "missing.module:Class", "os:getcwd"])
-def test_other_names(name):
-    with pytest.raises(InputError, match=f"--teacher: expected {DEFAULT_TEACHER}.*{name}"):
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        *((name, f"{DEFAULT_TEACHER}.*{name}") for name in ("vgg", "module:", ":Class")),
+        ("missing.module:Class", r"a module .* missing\.module"),
+        ("os:getcwd", r"a class of .*os\.py, found getcwd"),
+        ("pathlib:Path", r"a subclass of Teacher, found pathlib:Path"),
+    ],
+)
+def test_other_names(name, expected):
+    with pytest.raises(InputError, match=f"--teacher: expected {expected}"):
         find_teacher_class(TeacherConfig(name))
