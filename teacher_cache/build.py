@@ -47,7 +47,12 @@ from teacher_cache.extraction.task import ShardTask, make_shard
 from teacher_cache.reader.cache import PromptEmbeddings, read_teacher_file
 from teacher_cache.reader.format import MANIFEST, TEACHER, vocabulary_to_dict
 from teacher_cache.teachers.load import DEFAULT_TEACHER, TeacherConfig, parse_settings
-from teacher_cache.teachers.prompts import DEFAULT_TEMPLATE, indistinguishable_actions
+from teacher_cache.teachers.prompts import (
+    DEFAULT_TEMPLATE,
+    classes_without_sentences,
+    indistinguishable_actions,
+    prompt_classes,
+)
 from teacher_cache.teachers.text_image import TextImageTeacher
 from teacher_cache.writer.manifest import CacheStatus, write_manifest
 from teacher_cache.writer.plan import BuildPlan, check_folder, claim_folder
@@ -76,6 +81,7 @@ class BuildConfig:
         teacher, teacher_settings: see `TeacherConfig`; settings are texts KEY=VALUE.
         clip_model, clip_weights, precision: settings of the default teacher, see `ClipConfig`; None
             for the dataset's own teacher, or the published one.
+        templates, sentences: see `class_prompts`.
         mode: where shards are made; None for one process per GPU if there are several, and for
             this process otherwise.
         share: this job's share of the shards, in a job array; None for all of them.
@@ -104,6 +110,7 @@ class BuildConfig:
     device: str = "auto"
     teacher: str = DEFAULT_TEACHER
     teacher_settings: tuple[str, ...] = ()
+    sentences: Path | None = None
 
 
 def build_cache(config: BuildConfig) -> None:
@@ -138,6 +145,8 @@ def build_cache(config: BuildConfig) -> None:
     if not isinstance(mode, InProcess):
         # The worker processes load the models themselves and need the GPU's memory.
         clear_build_inputs()
+    if line := classes_without_sentences(prompt_classes(data.vocabulary), config.sentences):
+        logger.warning(line)
     if line := indistinguishable_actions(data.vocabulary.interaction_names, text):
         logger.warning(line)
     if check_folder(config.out, plan):
@@ -344,6 +353,7 @@ def resolve_inputs_config(
         device=device,
         threads=config.threads or threads_per_worker(mode),
         proposals=config.proposals,
+        sentences=config.sentences,
     )
 
 

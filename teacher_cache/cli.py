@@ -226,6 +226,15 @@ def cache() -> None:
         ),
     ),
     option(
+        "--sentences",
+        type=PathType(dir_okay=False),
+        metavar="FILE",
+        help=(
+            "JSON file with lists of sentences for verbs and interactions, used in place of the"
+            " templates; their embeddings are averaged."
+        ),
+    ),
+    option(
         "--level",
         type=click.Choice(["region", "image"]),
         default="region",

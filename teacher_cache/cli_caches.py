@@ -45,6 +45,14 @@ teacher_set_option = option(
     show_default="as recorded in the cache",
     help="A setting of --teacher. Can be given several times.",
 )
+sentences_option = option(
+    "--sentences",
+    type=FILE,
+    help=(
+        "JSON file with lists of sentences for verbs and interactions, used in place of the"
+        " templates; their embeddings are averaged."
+    ),
+)
 overwrite_option = option("--overwrite", is_flag=True, help="Replace existing files.")
 
 
@@ -128,6 +136,7 @@ def inspect(**options: Any) -> None:
         " it. Can be given several times."
     ),
 )
+@sentences_option
 @clip_model_option
 @clip_weights_option
 @teacher_option
@@ -238,6 +247,7 @@ def verify(**options: Any) -> None:
     show_default="that of the cache",
     help="Softmax temperature, the inverse of the logit scale; CLIP's own is about 0.01.",
 )
+@sentences_option
 @clip_model_option
 @clip_weights_option
 @teacher_option

@@ -41,6 +41,7 @@ class InputsConfig:
         device: "auto", "cpu" or "cuda[:i]" of the machine that loads the models.
         threads: torch's threads on a CPU; None leaves torch's default.
         limit: see `AnnotationFile.limited`.
+        sentences: see `class_prompts`.
     """
 
     dataset: Path
@@ -53,6 +54,7 @@ class InputsConfig:
     threads: int | None = None
     proposals: Path | None = None
     limit: int | None = None
+    sentences: Path | None = None
 
     def absolute(self) -> InputsConfig:
         """The same configuration with absolute paths, for processes with other working folders."""
@@ -63,6 +65,7 @@ class InputsConfig:
             detector=self.detector and self.detector.absolute(),
             proposals=self.proposals and self.proposals.absolute(),
             teacher=replace(self.teacher, settings=settings),
+            sentences=self.sentences and self.sentences.absolute(),
         )
 
 
@@ -142,7 +145,9 @@ def load_build_inputs(config: InputsConfig, data: BuildData) -> BuildInputs:
     clear_build_inputs()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    prompts: Prompts | None = interaction_prompts(data.vocabulary, config.templates)
+    prompts: Prompts | None = interaction_prompts(
+        data.vocabulary, config.templates, config.sentences
+    )
     # Text encoders run in float32; TF32 would change their embeddings.
     precision = dict(config.teacher.settings).get("precision", "float32")
     device = configure_device(resolve_device(config.device), precision, exact_matmul=True)
@@ -155,10 +160,11 @@ def load_build_inputs(config: InputsConfig, data: BuildData) -> BuildInputs:
     if config.extraction.regions_per_batch is not None:
         teacher.batch_size = config.extraction.regions_per_batch
     if not isinstance(teacher, TextImageTeacher):
-        if config.templates != (DEFAULT_TEMPLATE,):
+        if config.templates != (DEFAULT_TEMPLATE,) or config.sentences is not None:
+            option = "--template" if config.sentences is None else "--sentences"
             raise InputError(
-                f"--template: expected none with {teacher.name}, which has no text encoder, found"
-                f" {config.templates[0]!r}"
+                f"{option}: expected none with {teacher.name}, which has no text encoder, found"
+                f" {config.sentences or repr(config.templates[0])}"
             )
         prompts = None
     parts = fingerprint_parts(data, detector, teacher, prompts, config.extraction)

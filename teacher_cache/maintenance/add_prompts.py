@@ -23,9 +23,10 @@ from teacher_cache.reader.fingerprint import teacher_parts
 from teacher_cache.reader.prompts_file import ActionPrompts
 from teacher_cache.teachers.prompts import (
     DEFAULT_TEMPLATE,
-    Prompts,
+    PromptClass,
+    class_prompts,
+    classes_without_sentences,
     embed_prompts,
-    fill_templates,
     indistinguishable_actions,
     interaction_prompts,
 )
@@ -36,8 +37,6 @@ logger = get_logger(__name__)
 
 # [NAME=]PHRASE[:OBJECT,OBJECT...]
 ACTION_PATTERN = re.compile(r"(?:(?P<name>[^=:,]+)=)?(?P<ing>[^=:,]+)(?::(?P<objects>[^=:]*))?")
-# Verb, its form in prompts, object.
-NewInteraction = tuple[str, str, str]
 
 
 def create_prompts_file(
@@ -52,6 +51,7 @@ def create_prompts_file(
     overwrite: bool = False,
     teacher: str | None = None,
     teacher_settings: Sequence[str] = (),
+    sentences: Path | None = None,
 ) -> ActionPrompts:
     """Embeds the prompts of new interactions with a cache's CLIP, and writes the prompts file.
 
@@ -66,6 +66,7 @@ def create_prompts_file(
         device: device of CLIP.
         overwrite: whether an existing file may be replaced.
         teacher, teacher_settings: see `load_text_encoder`.
+        sentences: sentences of the new actions, see `class_prompts`.
 
     Raises:
         InputError: the input is bad, there is no new interaction, or templates or CLIP model are
@@ -89,7 +90,7 @@ def create_prompts_file(
         if forms.setdefault(verb, ing) != ing:
             raise InputError(f"{verb}: expected one form in prompts, found {forms[verb]} and {ing}")
     verbs = list(forms)
-    prompts: Prompts = tuple(fill_templates(templates, ing, name) for _, ing, name in new)
+    prompts = class_prompts(new, templates, sentences)
     encode = load_text_encoder(cached, clip_model, clip_weights, device, teacher, teacher_settings)
     action_prompts = ActionPrompts(
         text_model=cached.text_model,
@@ -109,8 +110,10 @@ def create_prompts_file(
     fresh = [row for row, group in enumerate(prompts) if group not in known_verbs]
     names = [*known.interaction_names, *((new[row][0], new[row][2]) for row in fresh)]
     embeddings = np.concatenate([text.embeddings, action_prompts.embeddings[fresh]])
-    sentences = (*text.prompts, *(prompts[row] for row in fresh))
-    joined = PromptEmbeddings(sentences, embeddings, text.logit_scale)
+    all_prompts = (*text.prompts, *(prompts[row] for row in fresh))
+    joined = PromptEmbeddings(all_prompts, embeddings, text.logit_scale)
+    if line := classes_without_sentences(new, sentences):
+        logger.warning(line)
     if line := indistinguishable_actions(names, joined):
         logger.warning(line)
     for index, verb in enumerate(verbs):
@@ -124,7 +127,7 @@ def create_prompts_file(
     return action_prompts
 
 
-def parse_action(text: str, known: Vocabulary) -> list[NewInteraction]:
+def parse_action(text: str, known: Vocabulary) -> list[PromptClass]:
     """The new interactions of an `--add` option.
 
     Without objects the action is combined with all objects that have an interaction. An action of
@@ -171,7 +174,7 @@ def parse_action(text: str, known: Vocabulary) -> list[NewInteraction]:
     return [(verb, ing, known.objects[label]) for label in np.flatnonzero(selected)]
 
 
-def _missing_interactions(wider: Vocabulary, known: Vocabulary, file: str) -> list[NewInteraction]:
+def _missing_interactions(wider: Vocabulary, known: Vocabulary, file: str) -> list[PromptClass]:
     """Interactions of a wider vocabulary that the cache's lacks, with objects that it has."""
     existing = {(normalise_name(verb), name) for verb, name in known.interaction_names}
     new = [
@@ -196,7 +199,12 @@ def _resolve_templates(cache: TeacherCache, templates: Sequence[str]) -> Sequenc
     """
     settings = read_settings(cache.path, cache.manifest)
     templates = templates or settings.get("templates") or [DEFAULT_TEMPLATE]
-    if interaction_prompts(cache.vocabulary, templates) != cache.prompt_embeddings.prompts:
+    # The templates of a cache with sentences from a file cannot be compared with its prompts.
+    is_from_file = settings.get("sentences") is not None
+    if (
+        not is_from_file
+        and interaction_prompts(cache.vocabulary, templates) != cache.prompt_embeddings.prompts
+    ):
         raise InputError(
             f"--template: expected the templates of {cache.path}, with prompts such as"
             f" {cache.prompt_embeddings.prompts[0][0]!r}, found {templates[0]!r}"

@@ -30,9 +30,11 @@ from teacher_cache.reader.format import (
 from teacher_cache.reader.soft_targets import action_probabilities
 from teacher_cache.teachers.prompts import (
     Prompts,
+    classes_without_sentences,
     embed_prompts,
     indistinguishable_actions,
     interaction_prompts,
+    prompt_classes,
 )
 from teacher_cache.writer.manifest import write_manifest
 from teacher_cache.writer.plan import BuildPlan, check_folder, claim_folder
@@ -56,6 +58,7 @@ class RescoreConfig:
             one named in the cache's settings.
         device: device of CLIP.
         teacher, teacher_settings: see `load_text_encoder`.
+        sentences: see `class_prompts`; None for the cache's own file, unless there are `templates`.
     """
 
     cache: Path
@@ -68,6 +71,7 @@ class RescoreConfig:
     device: str = "auto"
     teacher: str | None = None
     teacher_settings: tuple[str, ...] = ()
+    sentences: Path | None = None
 
 
 def rescore_cache(config: RescoreConfig) -> None:
@@ -77,10 +81,11 @@ def rescore_cache(config: RescoreConfig) -> None:
         InputError: the input is bad, the cache contains no embeddings, or the CLIP model is not
             the cache's.
     """
-    new_prompts = bool(config.templates) or config.vocabulary is not None
+    new_prompts = bool(config.templates or config.sentences or config.vocabulary)
     if not new_prompts and config.temperature is None:
         raise InputError(
-            "expected --template, --vocabulary or --temperature, found nothing to change"
+            "expected --template, --sentences, --vocabulary or --temperature, found nothing to"
+            " change"
         )
     cache = open_cache(config.cache)
     prompts = cache.prompt_embeddings.prompts
@@ -92,6 +97,8 @@ def rescore_cache(config: RescoreConfig) -> None:
     # The settings in the new cache do not depend on those of the old one.
     model, weights = resolve_clip(cache, config.clip_model, config.clip_weights)
     settings, named_teacher = read_settings(cache.path, cache.manifest), config.teacher
+    if not config.templates and config.sentences is None and settings.get("sentences"):
+        config = replace(config, sentences=Path(settings["sentences"]))
     config = replace(
         config,
         clip_model=model,
@@ -105,7 +112,9 @@ def rescore_cache(config: RescoreConfig) -> None:
         vocabulary = load_vocabulary(config.vocabulary)
     object_map = map_object_labels(cache.vocabulary, vocabulary, str(config.vocabulary))
     if new_prompts:
-        prompts = interaction_prompts(vocabulary, config.templates)
+        prompts = interaction_prompts(vocabulary, config.templates, config.sentences)
+        if line := classes_without_sentences(prompt_classes(vocabulary), config.sentences):
+            logger.warning(line)
     text = _encode_prompts(cache, prompts, config, named_teacher)
     parts = {
         **cache.manifest["parts"],

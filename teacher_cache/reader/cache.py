@@ -33,7 +33,7 @@ from teacher_cache.reader.shard import (
     map_shard,
     open_cache_file,
     read_layout,
-    read_strings,
+    read_prompts,
 )
 
 
@@ -287,7 +287,7 @@ def read_teacher_file(path: Path, fingerprint: str) -> PromptEmbeddings | None:
         if "logit_scale" not in file.attrs:
             return None
         return PromptEmbeddings(
-            prompts=tuple(tuple(row) for row in read_strings(file, "prompts")),
+            prompts=read_prompts(file),
             embeddings=file["text_embeddings"][()],
             logit_scale=float(file.attrs["logit_scale"]),
         )

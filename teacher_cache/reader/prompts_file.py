@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import sha256_of_chunks, sha256_of_json
 from teacher_cache.reader.format import FORMAT_VERSION
-from teacher_cache.reader.shard import open_cache_file, read_strings
+from teacher_cache.reader.shard import open_cache_file, read_prompts, read_strings
 
 FILE_KIND = "eoid-prompts"
 FILE_DESCRIPTION = "a prompts file"
@@ -77,7 +77,7 @@ def read_prompts_file(path: Path | str) -> ActionPrompts:
             verb_ings=tuple(read_strings(file, "verbs/ing")),
             actions=file["interactions/verb"][()].astype(np.int64),
             objects=tuple(read_strings(file, "interactions/object")),
-            prompts=tuple(tuple(row) for row in read_strings(file, "prompts")),
+            prompts=read_prompts(file),
             embeddings=file["text_embeddings"][()].astype(np.float32),
         )
         if prompts.digest() != file.attrs["fingerprint"]:

@@ -191,6 +191,11 @@ def read_strings(file: h5py.File, name: str) -> Any:
     return file[name].asstr()[()].tolist()
 
 
+def read_prompts(file: h5py.File) -> tuple[tuple[str, ...], ...]:
+    """The sentences of each interaction, without the empty texts that make their numbers equal."""
+    return tuple(tuple(filter(None, row)) for row in read_strings(file, "prompts"))
+
+
 def encode_strings(values: Iterable[str]) -> np.ndarray:
     """(N,) fixed-length UTF-8 strings, zero-padded, for a dataset.
 

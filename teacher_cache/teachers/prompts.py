@@ -1,45 +1,126 @@
-"""Prompt templates, and text embeddings averaged over templates (EoID section 3.3)."""
+"""Prompts: templates filled with class names (EoID section 3.3), or sentences from a file, and
+their text embeddings, averaged over the sentences of a class."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from msgspec import Meta
 
-from pipeline.utils.errors import InputError
-from pipeline.vocabulary import Vocabulary
+from pipeline.utils.errors import InputError, bad_field
+from pipeline.utils.schema import Text, read_json_as
+from pipeline.vocabulary import NO_INTERACTION, Vocabulary, normalise_name
 from teacher_cache.reader.cache import PromptEmbeddings
 
-# Per interaction, one sentence for each template.
+# Per interaction, one sentence for each template, or those of a file.
 Prompts = tuple[tuple[str, ...], ...]
 # The published prompt.
 DEFAULT_TEMPLATE = "a picture of person {ing} {object}"
 # Embeddings of one sentence in batches of different sizes differ by less than this.
 SAME_EMBEDDING_TOLERANCE = 1e-5
-# Groups of indistinguishable actions that the warning lists.
+# Groups of indistinguishable actions, and classes without sentences, that warnings list.
 MAX_LISTED = 5
+# Verb, its "-ing" form and object.
+PromptClass = tuple[str, str, str]
+# Sentences of verbs and of interactions ("ride horse"), by normalised name.
+Sentences = dict[str, tuple[str, ...]]
+SentenceList = Annotated[list[Text], Meta(min_length=1, description="a non-empty list of texts")]
 
 
 def interaction_prompts(
-    vocabulary: Vocabulary, templates: Sequence[str] = (DEFAULT_TEMPLATE,)
+    vocabulary: Vocabulary,
+    templates: Sequence[str] = (DEFAULT_TEMPLATE,),
+    sentences: Path | None = None,
 ) -> Prompts:
-    """The prompts of all H interactions, with underscores replaced by spaces.
-
-    Args:
-        templates: sentences with the fields `{ing}` ("sitting on") and `{object}`.
-
-    Returns:
-        H tuples of one prompt per template.
+    """The prompts of all H interactions; see `class_prompts`.
 
     Raises:
-        InputError: a template lacks a field or has others.
+        InputError: a template lacks a field or has others, or the file of sentences is wrong.
     """
     for template in templates:
         _check_template(template)
-    return tuple(
-        fill_templates(templates, vocabulary.verb_ings[verb], vocabulary.objects[label])
+    return class_prompts(prompt_classes(vocabulary), templates, sentences)
+
+
+def prompt_classes(vocabulary: Vocabulary) -> list[PromptClass]:
+    """The H interactions of a vocabulary."""
+    return [
+        (vocabulary.verbs[verb], vocabulary.verb_ings[verb], vocabulary.objects[label])
         for verb, label in vocabulary.interactions
+    ]
+
+
+def class_prompts(
+    classes: Sequence[PromptClass],
+    templates: Sequence[str],
+    sentences: Path | None = None,
+) -> Prompts:
+    """The prompts of interactions, with underscores replaced by spaces.
+
+    Args:
+        classes: verb, its "-ing" form and object of every interaction.
+        templates: sentences with the fields `{ing}` ("sitting on") and `{object}`.
+        sentences: a file of sentences for verbs and interactions, which are used in place of the
+            templates; those of an interaction in place of those of its verb.
+
+    Returns:
+        A tuple of prompts for each interaction.
+
+    Raises:
+        InputError: the file is wrong, or has sentences for others than these classes.
+    """
+    given = {} if sentences is None else _read_sentences(sentences, classes)
+    return tuple(
+        _class_sentences(given, verb, name) or fill_templates(templates, ing, name)
+        for verb, ing, name in classes
     )
+
+
+def classes_without_sentences(classes: Sequence[PromptClass], sentences: Path | None) -> str:
+    """A warning that names the interactions without sentences in a file; empty without any."""
+    if sentences is None:
+        return ""
+    given = _read_sentences(sentences, classes)
+    missing = [
+        f"{verb} {name}"
+        for verb, _, name in classes
+        if verb != NO_INTERACTION and not _class_sentences(given, verb, name)
+    ]
+    if not missing:
+        return ""
+    listed = ", ".join(missing[:MAX_LISTED]) + (", ..." if len(missing) > MAX_LISTED else "")
+    return (
+        f"{sentences}: no sentences for {len(missing)} of {len(classes)} interactions, which have"
+        f" the templates' prompts: {listed}"
+    )
+
+
+def _read_sentences(file: Path, classes: Sequence[PromptClass]) -> Sentences:
+    """Reads `{verb or interaction: [sentence, ...]}` and checks the names."""
+    known = {normalise_name(verb): verb for verb, *_ in classes}
+    known |= {normalise_name(f"{verb} {name}"): f"{verb} {name}" for verb, _, name in classes}
+    read = read_json_as(file, dict[str, SentenceList])
+    given = {normalise_name(name): tuple(texts) for name, texts in read.items()}
+    unknown = [name for name in read if normalise_name(name) not in known]
+    if unknown:
+        similar = get_close_matches(normalise_name(unknown[0]), known) or list(known)
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        expected = f"verbs and interactions, such as {', '.join(similar[:3])}"
+        raise bad_field(file, "names", expected, f"{', '.join(unknown[:MAX_LISTED])}{more}")
+    if len(given) < len(read):
+        raise bad_field(file, "names", "every class once", f"{len(read) - len(given)} repeated")
+    return given
+
+
+def _class_sentences(sentences: Sentences, verb: str, name: str) -> tuple[str, ...]:
+    """Sentences of an interaction, otherwise of its verb with `{object}` filled in; or none."""
+    own = sentences.get(normalise_name(f"{verb} {name}")) or sentences.get(normalise_name(verb), ())
+    return tuple(text.replace("{object}", name.replace("_", " ")).strip() for text in own)
 
 
 def fill_templates(templates: Sequence[str], ing: str, object_name: str) -> tuple[str, ...]:
@@ -56,12 +137,13 @@ def embed_prompts(
     """(H, D) float32: the normalised mean of the embeddings of each interaction's prompts.
 
     Args:
-        prompts: H groups of T sentences, one per template.
+        prompts: H groups of sentences, at least one.
         encode: N sentences -> (N, D) normalised embeddings.
     """
     sentences = [sentence for group in prompts for sentence in group]
     embeddings = encode(sentences)
-    means = embeddings.reshape(len(prompts), -1, embeddings.shape[1]).mean(axis=1)
+    offsets = np.cumsum([0, *map(len, prompts)])
+    means = np.stack([embeddings[start:end].mean(axis=0) for start, end in pairwise(offsets)])
     return (means / np.linalg.norm(means, axis=1, keepdims=True)).astype(np.float32)
 
 

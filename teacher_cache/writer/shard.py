@@ -165,7 +165,12 @@ def write_prompts_file(path: Path, prompts: ActionPrompts) -> None:
 
 
 def _write_prompts(file: h5py.File, text: PromptEmbeddings | ActionPrompts) -> None:
-    sentences = encode_strings(prompt for group in text.prompts for prompt in group)
+    # A class may have fewer sentences than another; HDF5's array is rectangular.
+    length = max(map(len, text.prompts), default=0)
+    padded = (
+        prompt for group in text.prompts for prompt in (*group, *[""] * (length - len(group)))
+    )
+    sentences = encode_strings(padded)
     file.create_dataset("prompts", data=sentences.reshape(len(text.prompts), -1))
     file.create_dataset("text_embeddings", data=text.embeddings.astype("<f4"))
 
