@@ -25,7 +25,7 @@ from pipeline.utils.files import read_json, write_json
 from pipeline.utils.schema import convert
 from pipeline.vocabulary import Vocabulary
 
-ResultKind = Literal["student", "teacher", "predictions"]
+ResultKind = Literal["student", "teacher", "probe", "predictions"]
 PairProtocol = Literal["detector", "annotated"]
 # Name of the file in a run folder.
 RESULTS_FILE = "results.json"
@@ -60,7 +60,8 @@ class Results:
 
     Attributes:
         name: display name of the run.
-        kind: source of the predictions; `predictions` for a file of unknown origin.
+        kind: source of the predictions: `probe` is a verb head on cached embeddings, `predictions`
+            a file of unknown origin.
         dataset, vocabulary, split: names; `metrics` is grouped by the split.
         unseen: HOI indices that the split holds out.
         setting: HICO-DET setting of the numbers.
@@ -71,8 +72,9 @@ class Results:
         limit, training_limit: numbers of images to which an option `--limit` limited the test and
             the training images; None for all of them.
         protocol: candidate pairs from a frozen detector or from annotated boxes; None unknown.
-        training_split: split that the student was trained on, `full` for all labels; None unknown.
-        distillation: whether the student was distilled from the teacher; None unknown.
+        training_split: split that the student or probe was trained on, `full` for all labels; None
+            unknown.
+        distillation: whether it was distilled from the teacher; None unknown.
         seed: of the run.
         recipe: SHA-256 of the settings of a run's training, with its limit but without its
             seeds; None unknown.

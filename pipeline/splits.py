@@ -90,6 +90,12 @@ def select_distilled_verbs(split: Split, verbs: str, vocabulary: Vocabulary) -> 
     return replace(split, distilled_verbs=_without_no_interaction(distilled, vocabulary))
 
 
+def unseen_verb_objects(split: Split, vocabulary: Vocabulary) -> np.ndarray:
+    """(V, O) bool: verb and object form an unseen interaction."""
+    unseen = split.unseen_mask(vocabulary.num_interactions)
+    return vocabulary.valid & unseen[vocabulary.interaction_ids]
+
+
 def remove_unseen_labels(
     annotation: Annotation,
     split: Split,
@@ -106,8 +112,7 @@ def remove_unseen_labels(
         vocabulary: vocabulary of the annotation and the split.
         few_shot_rows: rows of `annotation.hois` that are kept even if they are unseen.
     """
-    unseen_hois = split.unseen_mask(vocabulary.num_interactions)
-    unseen_pairs = vocabulary.valid & unseen_hois[vocabulary.interaction_ids]
+    unseen_pairs = unseen_verb_objects(split, vocabulary)
     unseen_verbs = unseen_pairs.any(axis=1) & (unseen_pairs == vocabulary.valid).all(axis=1)
     objects, verbs = annotation.hois[:, 1:].T
     labels = annotation.labels[objects]

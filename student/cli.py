@@ -33,7 +33,7 @@ from pipeline.utils.cli_options import (
 from pipeline.utils.config_fields import list_settings
 from pipeline.utils.errors import InputError
 from pipeline.utils.logging import get_logger
-from student.config import DISTILLATION, PRESETS, RECIPE_PARTS, get_preset
+from student.config import DISTILLATION, PRESETS, RECIPE_PARTS, ProbeConfig, get_preset
 
 if TYPE_CHECKING:
     from evaluation.results import Results
@@ -90,6 +90,15 @@ preset_option = option(
     show_default=True,
     help="Recipe that gives the defaults of the settings.",
 )
+training_split_option = option(
+    "--split",
+    required=True,
+    metavar="NAME|FILE",
+    help=(
+        "Zero-shot split, which defines the interactions without labels in training: one of"
+        " the dataset's (HICO-DET: ua, rf-uc, nf-uc, uo, ...), full, or a TOML file."
+    ),
+)
 workers_option = option(
     "--workers",
     type=click.IntRange(min=0),
@@ -137,15 +146,7 @@ def train() -> None:
     option(
         "--cache", required=True, type=PATH, help="Teacher cache of the dataset's training part."
     ),
-    option(
-        "--split",
-        required=True,
-        metavar="NAME|FILE",
-        help=(
-            "Zero-shot split, which defines the interactions without labels in training: one of"
-            " the dataset's (HICO-DET: ua, rf-uc, nf-uc, uo, ...), full, or a TOML file."
-        ),
-    ),
+    training_split_option,
     option(
         "--extra-data",
         multiple=True,
@@ -405,6 +406,51 @@ def evaluate(checkpoint: str, details: tuple[str, ...], report: bool, **options:
     results = evaluate_checkpoint(checkpoint, scoring=scoring, **options)
     if results is not None:
         _report_results(results, details, report)
+
+
+@train.command()
+@cloup.option_group(
+    "Data",
+    option("--data", required=True, type=PATH, help="Dataset folder; its images are not read."),
+    option(
+        "--cache", required=True, type=PATH, help="Teacher cache of the dataset's training part."
+    ),
+    option(
+        "--test-cache",
+        required=True,
+        type=PATH,
+        help="Teacher cache of the test part, built with the same teacher.",
+    ),
+    training_split_option,
+)
+@cloup.option_group(
+    "Training",
+    *(
+        setting_option(name, described, kind, _format_default(getattr(ProbeConfig, name)), False)
+        for name, (described, kind) in list_settings(ProbeConfig).items()
+    ),
+)
+@cloup.option_group(
+    "Output and runtime",
+    option("--out", required=True, type=PATH, help="Folder for the checkpoint and the results."),
+    option("--predictions", type=PATH, help="Write the detections on the test part to this file."),
+    option("--name", show_default="the folder's name", help="Name of the probe in reports."),
+    option("--overwrite", is_flag=True, help="Replace existing files."),
+    device_option,
+)
+@config_option
+def probe(**options: Any) -> None:
+    """Train a verb head on a cache alone, a baseline that takes minutes, and score it.
+
+    The head classifies the cached region embedding, boxes and object class of a pair. It is scored
+    on the detector's pairs in the test cache, like a student.
+    """
+    from evaluation.tables import format_tables
+    from student.engine.probe import ProbeRun, run_probe
+
+    given = {name: options.pop(name) for name in list_settings(ProbeConfig)}
+    config = ProbeConfig(**{name: value for name, value in given.items() if value is not None})
+    click.echo("\n".join(format_tables([run_probe(ProbeRun(config=config, **options))], ())))
 
 
 @train.command("batch-scripts")

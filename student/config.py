@@ -261,6 +261,24 @@ class TargetConfig(CheckedSettings):
 
 
 @dataclass(frozen=True)
+class ProbeConfig(CheckedSettings):
+    """The verb head on a cache's region embeddings and its training (`eoid-train probe`)."""
+
+    distillation: bool = setting(
+        True,
+        "Train with the teacher's probabilities; without them a probe is the control experiment.",
+    )
+    hidden_dim: int = setting(512, "Width of the hidden layer; 0 for a linear head.", low=0)
+    epochs: int = setting(10, "Number of training epochs.", low=1)
+    batch_size: int = setting(256, "Number of pairs per step.", low=1)
+    learning_rate: float = setting(
+        1e-3, "Peak learning rate, which falls to 0.", low=0, low_open=True
+    )
+    weight_decay: float = setting(0.01, "Weight decay of AdamW.", low=0)
+    seed: int = setting(0, "Seed of weights and data order.", low=0)
+
+
+@dataclass(frozen=True)
 class TrainConfig(CheckedSettings):
     """Data selection, optimisation and validation of a training."""
 

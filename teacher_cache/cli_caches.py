@@ -82,7 +82,11 @@ overwrite_option = option("--overwrite", is_flag=True, help="Replace existing fi
 @overwrite_option
 @config_option
 def evaluate(setting: str, **options: Any) -> None:
-    """Score the teacher and the detector of CACHE against the dataset's annotations."""
+    """Score the teacher and the detector of CACHE against the dataset's annotations.
+
+    Before a long training: eoid-cache inspect, this on a cache of the test part, and then
+    eoid-train probe, which also learns from the labels.
+    """
     from evaluation.score_hico import SETTINGS_OF_OPTION
     from teacher_cache.analysis.evaluate import evaluate_teacher
 

@@ -235,9 +235,9 @@ def _role_of(result: Results) -> EntryRole:
         return "predictions"
     if result.kind == "teacher":
         return "teacher"
-    # The training data of a published checkpoint are unknown, and a run with further training data
-    # is no other seed of a run without.
-    unknown = result.kind == "predictions" or result.training_split is None
+    # A probe is no student. The training data of a published checkpoint are unknown, and a run with
+    # further training data is no other seed of a run without.
+    unknown = result.kind in ("predictions", "probe") or result.training_split is None
     if unknown or result.shots or result.sources:
         return "predictions"
     if result.training_split == FULL:
@@ -257,6 +257,10 @@ def _describe_training(result: Results) -> str:
         notes.append(f"{ENTRY_ROLES[role][0].lower()}, with other settings")
     if further_data:
         notes.append(f"with {' and '.join(further_data)}")
+    if result.kind == "probe":
+        teacher = " and the teacher's predictions" if result.distillation else " only"
+        labels = "all labels" if result.training_split == FULL else f"seen labels{teacher}"
+        notes.insert(0, f"verb head on the cache's embeddings: {labels}")
     if not notes:
         is_student = result.kind == "student"
         notes.append("from a checkpoint" if is_student else ENTRY_ROLES["predictions"][1])

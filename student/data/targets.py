@@ -169,17 +169,10 @@ def build_targets(
     Returns:
         Targets with boxes xyxy in pixels of the original image, seen pairs first.
     """
-    seen = remove_unseen_labels(annotation, split, vocabulary, few_shot_rows)
-    pair_rows, label_pairs = np.unique(seen.hois[:, :2], axis=0, return_inverse=True)
-    # The shape of the inverse differs between versions of numpy.
-    label_pairs = label_pairs.reshape(-1)
-    num_seen = len(pair_rows)
-    human_rows, object_rows = pair_rows.reshape(-1, 2).T
-    human_boxes, objectless = seen.boxes[human_rows], object_rows < 0
-    object_boxes = np.where(objectless[:, None], np.float32(0), seen.boxes[object_rows])
-    labels = np.where(objectless, vocabulary.num_objects, seen.labels[object_rows])
-    verb_labels = np.zeros((num_seen, vocabulary.num_verbs), dtype=bool)
-    verb_labels[label_pairs, seen.hois[:, 2]] = True
+    human_boxes, object_boxes, labels, verb_labels = _seen_pairs(
+        annotation, split, vocabulary, few_shot_rows
+    )
+    num_seen = len(labels)
     distilled = split.distilled_verbs.astype(np.float32) * config.distillation
 
     annotated = pairs.sources == ANNOTATED
@@ -193,10 +186,7 @@ def build_targets(
     # probabilities. With `candidates` "annotated", those whose labels are all unseen are the
     # candidates.
     annotated_only = config.candidates == "annotated" and protocol == "detector"
-    overlap = np.minimum(
-        box_iou(human_boxes, pairs.human_boxes), box_iou(object_boxes, pairs.object_boxes)
-    ) * (labels[:, None] == pairs.object_labels)
-    duplicate = (overlap >= config.duplicate_iou).any(0)
+    duplicate = (_pair_iou(human_boxes, object_boxes, labels, pairs) >= config.duplicate_iou).any(0)
     candidates = np.flatnonzero((annotated if annotated_only else ~annotated) & ~duplicate)
     num_candidates = len(candidates)
 
@@ -229,6 +219,63 @@ def build_targets(
         "detected_images": np.zeros_like(detected_labels),
     }
     return Targets(**{name: torch.from_numpy(value) for name, value in values.items()})
+
+
+def label_cached_pairs(
+    annotation: Annotation, pairs: Pairs, split: Split, vocabulary: Vocabulary, min_iou: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels of the P pairs of an image in the cache, for a classifier of cached pairs.
+
+    An annotated pair has its seen labels. A proposed pair has those of all annotated pairs of the
+    same object that both its boxes overlap by `min_iou`.
+
+    Returns:
+        - (P, V) bool labels;
+        - (P,) bool, the pairs to train on: all but annotated pairs without seen label, which would
+          show where unseen interactions are.
+    """
+    human_boxes, object_boxes, labels, verb_labels = _seen_pairs(annotation, split, vocabulary)
+    annotated = pairs.sources == ANNOTATED
+    matches = np.where(
+        annotated,
+        _match_pairs(human_boxes, object_boxes, labels, pairs),
+        _pair_iou(human_boxes, object_boxes, labels, pairs) >= min_iou,
+    )
+    # A product of float32 numbers, which is many times as fast as one of bool.
+    cached_labels = matches.T.astype(np.float32) @ verb_labels.astype(np.float32) > 0
+    return cached_labels, ~annotated | cached_labels.any(axis=1)
+
+
+def _seen_pairs(
+    annotation: Annotation,
+    split: Split,
+    vocabulary: Vocabulary,
+    few_shot_rows: Collection[int] = (),
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The N distinct annotated pairs with a seen label: human and object boxes (N, 4), object
+    classes (N,), verb labels (N, V) bool. See `Targets` for verbs without object."""
+    seen = remove_unseen_labels(annotation, split, vocabulary, few_shot_rows)
+    pair_rows, label_pairs = np.unique(seen.hois[:, :2], axis=0, return_inverse=True)
+    # The shape of the inverse differs between versions of numpy.
+    label_pairs = label_pairs.reshape(-1)
+    human_rows, object_rows = pair_rows.reshape(-1, 2).T
+    human_boxes, objectless = seen.boxes[human_rows], object_rows < 0
+    object_boxes = np.where(objectless[:, None], np.float32(0), seen.boxes[object_rows])
+    labels = np.where(objectless, vocabulary.num_objects, seen.labels[object_rows])
+    verb_labels = np.zeros((len(pair_rows), vocabulary.num_verbs), dtype=bool)
+    verb_labels[label_pairs, seen.hois[:, 2]] = True
+    return human_boxes, object_boxes, labels, verb_labels
+
+
+def _pair_iou(
+    human_boxes: np.ndarray, object_boxes: np.ndarray, labels: np.ndarray, pairs: Pairs
+) -> np.ndarray:
+    """(N, P) the smaller IoU of both boxes of annotated pair n and cached pair p; 0 for different
+    objects."""
+    overlap = np.minimum(
+        box_iou(human_boxes, pairs.human_boxes), box_iou(object_boxes, pairs.object_boxes)
+    )
+    return overlap * (labels[:, None] == pairs.object_labels)
 
 
 def _match_pairs(

@@ -66,6 +66,11 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "model": checkpoint.weights,
         "state": checkpoint.state,
     }
+    write_content(path, value)
+
+
+def write_content(path: Path, value: dict[str, Any]) -> None:
+    """Writes tensors and plain values to an open path (not atomically) and syncs it to the disk."""
     # torch's own writer hides the operating system's reason for a failure, such as a full disk.
     with open(path, "wb") as file:
         torch.save(value, file)

@@ -32,6 +32,16 @@ def test_a_checkpoint_of_unknown_training_is_no_control(toy, make):
     assert (last.title, last.note) == ("eoid_ua", "from a checkpoint, after pairwise NMS")
 
 
+def test_a_probe_is_no_student(toy, make):
+    probes = [make(0.6, kind="probe"), make(0.2, kind="probe", distillation=False)]
+    found = compare([make(0.7), *probes, make(0.9, 0.9, split="full", kind="probe")], toy).entries
+    assert [entry.role for entry in found] == ["distilled", *["predictions"] * 3]
+    assert [entry.metric("unseen") for entry in found[1:]] == pytest.approx([0.6, 0.2, 0.9])
+    head = "verb head on the cache's embeddings:"
+    ends = ("seen labels and the teacher's predictions", "seen labels only", "all labels")
+    assert [entry.note for entry in found[1:]] == [f"{head} {end}" for end in ends]
+
+
 def test_only_runs_with_equal_settings_are_averaged(toy, make):
     runs = [make(0.7, recipe="a"), make(0.6, recipe="b"), make(0.5, recipe="a", seed=1)]
     found = compare(runs, toy)

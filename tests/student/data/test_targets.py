@@ -9,7 +9,7 @@ from pipeline.splits import load_split
 from pipeline.toy.scene import draw_scene
 from pipeline.types import Annotation, Pairs
 from student.config import TargetConfig
-from student.data.targets import Targets, build_targets
+from student.data.targets import Targets, build_targets, label_cached_pairs
 
 
 def make(count, found=0):
@@ -260,3 +260,34 @@ def test_detected_boxes_are_confident_and_unique(vocabulary):
     )
     assert found == [("ball", BALL), ("person", PERSON)]
     assert targets.detected_boxes.dtype == np.float32 and targets.detected_labels.dtype == np.int64
+
+
+def test_labels_of_cached_pairs(vocabulary):
+    """Split ua: push is unseen, and so a pair with this label alone is none to train on."""
+    annotation = person_and(
+        vocabulary, "ball", "box", hois=[(1, "throw"), (1, "hold"), (1, "kick"), (2, "push")]
+    )
+    box = annotation.boxes[2].tolist()
+    pairs, _ = proposals(
+        vocabulary,
+        *((PERSON, BALL, "ball"), (PERSON, box, "box")),
+        # Proposed: the seen pair, both boxes by a half, one by less, another object, the unseen
+        # pair.
+        *((PERSON, BALL, "ball"), ([0, 0, 20, 31], [30, 10, 50, 26], "ball")),
+        *((PERSON, [30, 10, 50, 24], "ball"), (PERSON, BALL, "box"), (PERSON, box, "box")),
+    )
+    pairs = replace(pairs, sources=np.array([0, 0, 1, 1, 1, 1, 1], dtype=np.uint8))
+    split = load_split(vocabulary, "ua")
+    labels, used = label_cached_pairs(annotation, pairs, split, vocabulary, 0.5)
+    names = [{vocabulary.verbs[verb] for verb in np.flatnonzero(row)} for row in labels]
+    seen, none = {"throw", "hold"}, set()
+    assert names == [seen, none, seen, seen, none, none, none]
+    assert used.tolist() == [True, False, True, True, True, True, True]
+    # A pair that overlaps several annotated pairs has the labels of all.
+    both = person_and(vocabulary, "ball", "ball", hois=[(1, "throw"), (2, "hold")])
+    near = replace(both, boxes=both.boxes[[0, 1, 1]] + [[0], [0], [1]])
+    labels, _ = label_cached_pairs(near, pairs, split, vocabulary, 0.5)
+    assert {vocabulary.verbs[verb] for verb in np.flatnonzero(labels[2])} == seen
+    nothing = replace(annotation, hois=annotation.hois[:0])
+    labels, used = label_cached_pairs(nothing, pairs, split, vocabulary, 0.5)
+    assert not labels.any() and used.tolist() == [False, False, *[True] * 5]
