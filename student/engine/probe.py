@@ -169,7 +169,7 @@ def _open_part(dataset: Dataset, path: Path, part: str) -> tuple[AnnotationFile,
     if not cache.has_embeddings:
         raise InputError(
             f"{path}: expected region embeddings, found none (the cache was built with"
-            " --no-embeddings)"
+            " --no-embeddings, or its teacher has none)"
         )
     if not any(cache.shard_layout(shard).num_pairs for shard in range(cache.num_shards)):
         raise InputError(f"{path}: expected human-object pairs, found none")
