@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pipeline.types import Pairs
 from pipeline.utils.errors import InputError, bad_field
-from pipeline.utils.plugins import create_object
+from pipeline.utils.plugins import create_object, settings_with_digests
 from pipeline.vocabulary import Vocabulary
 from teacher_cache.reader.cache import PromptEmbeddings
 from teacher_cache.reader.format import INDEPENDENT, SOFTMAX, TEACHER_PART
@@ -78,7 +78,7 @@ class Teacher(ABC):
         batch_size: `--batch-size`, if given; it must not change the outputs.
         region: how a union box becomes a square crop.
         text: embedded prompts of the cache, for a `TextImageTeacher`.
-        settings: `--teacher-set`, with digests in place of files and folders.
+        settings: `--teacher-set`.
         detector_follows: whether a detector runs between batches; on a CPU it needs all cores.
     """
 
@@ -125,7 +125,8 @@ class Teacher(ABC):
     def fingerprint(self) -> dict[str, Any]:
         """What else determines the outputs, as JSON values: digests of weights, a version.
 
-        The settings are in a cache's fingerprint without it.
+        The settings are in a cache's fingerprint without it, of files and folders the content; a
+        value of the same name takes the place of a setting.
         """
         return {}
 
@@ -135,7 +136,9 @@ class Teacher(ABC):
         Raises:
             InputError: they are no JSON values.
         """
-        own = {**self.settings, **self.fingerprint()}
+        own = self.fingerprint()
+        rest = {name: text for name, text in self.settings.items() if name not in own}
+        own = {**settings_with_digests(rest), **own}
         if self.image_size is not None:
             own |= {"image_size": self.image_size, "interpolation": self.interpolation}
         parts = {TEACHER_PART: self.name, **{f"{TEACHER_PART}.{n}": v for n, v in own.items()}}

@@ -9,12 +9,7 @@ import torch
 
 from pipeline.utils import plugins
 from pipeline.utils.errors import InputError
-from pipeline.utils.plugins import (
-    absolute_class_name,
-    is_class_name,
-    load_class,
-    settings_with_digests,
-)
+from pipeline.utils.plugins import absolute_class_name, is_class_name, load_class
 from teacher_cache.teachers.base import Teacher
 
 OPTION, SETTINGS = "--teacher", "--teacher-set"
@@ -51,7 +46,7 @@ def load_teacher(config: TeacherConfig, device: torch.device) -> Teacher:
     """
     settings = dict(config.settings)
     teacher = find_teacher_class(config).from_settings(settings, device)
-    teacher.settings = settings_with_digests(settings)
+    teacher.settings = settings
     return teacher
 
 

@@ -70,6 +70,12 @@ def test_files_are_in_the_fingerprint_by_their_content(own, tmp_path):
     assert parts("moved") != first
 
 
+def test_what_a_teacher_names_takes_the_place_of_a_setting(own, tmp_path):
+    teacher = load_teacher(own(f"weights={tmp_path / 'weights'}"), CPU)
+    teacher.fingerprint = lambda: {"weights": "own digest"}
+    assert teacher.fingerprint_parts() == {"teacher": "Own", "teacher.weights": "own digest"}
+
+
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
