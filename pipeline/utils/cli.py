@@ -18,6 +18,7 @@ import cloup
 
 from pipeline.utils.cli_options import option
 from pipeline.utils.errors import InputError
+from pipeline.utils.signals import interrupt_outside_extensions
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -87,7 +88,8 @@ def run_command(command: click.Command) -> NoReturn:
     # Before click 8.2 a group without a command ends with exit code 0, later with 2.
     words = sys.argv[1:] or (["--help"] if isinstance(command, click.Group) else [])
     try:
-        command.main(words, program, standalone_mode=False)
+        with interrupt_outside_extensions():
+            command.main(words, program, standalone_mode=False)
     except (InputError, click.ClickException, OSError) as error:
         if isinstance(error, OSError) and error.errno not in PATH_ERRNOS:
             raise

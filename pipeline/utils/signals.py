@@ -7,8 +7,10 @@ process of the group receives, does not kill children before their parent has st
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.machinery import ExtensionFileLoader
 from types import FrameType
 
 from pipeline.utils.logging import get_logger
@@ -18,6 +20,8 @@ logger = get_logger(__name__)
 # Exit code of a stopped command that resumes when it is started again (EX_TEMPFAIL of sysexits.h).
 # Batch scripts requeue the job on it.
 EXIT_REQUEUE = 75
+# Seconds after which an interrupt that came during the import of a module in C is tried again.
+RETRY_INTERVAL = 0.05
 
 
 @contextmanager
@@ -32,6 +36,35 @@ def defer_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def interrupt_outside_extensions() -> Iterator[None]:
+    """Raises the `KeyboardInterrupt` of SIGINT after the import of a module in C, if that goes on.
+
+    Such modules lose an exception in a module that they import, or turn it into an `ImportError`,
+    with which others do without numpy, for example. Handlers other than Python's own stay.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        while frame is not None:
+            if isinstance(frame.f_locals.get("self"), ExtensionFileLoader):
+                main = threading.main_thread().ident
+                again = threading.Timer(RETRY_INTERVAL, signal.pthread_kill, (main, number))
+                again.daemon = True
+                again.start()
+                return
+            frame = frame.f_back
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager

@@ -5,7 +5,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from contextlib import suppress
+from importlib.machinery import ExtensionFileLoader
 
 import click
 import pytest
@@ -121,6 +123,25 @@ def test_sigterm_ends_a_command_that_resumes_with_75(run):
 
     code, out, err = run(command)
     assert (code, out) == (75, "") and "run the same command again to resume" in err
+
+
+def test_an_interrupt_waits_for_the_import_of_a_module_in_c(run):
+    class Loader(ExtensionFileLoader):
+        def exec_module(self, module):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+            print("whole")
+
+    @click.command()
+    def command():
+        Loader("module_in_c", "module_in_c.so").exec_module(None)
+        time.sleep(60)
+
+    start = time.monotonic()
+    code, out, err = run(command)
+    assert (code, out) == (130, "whole\n") and "interrupted" in err
+    assert time.monotonic() - start < 50
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize(
@@ -257,7 +278,9 @@ def test_check_prints_a_table_and_ends_with_2_when_something_is_wrong(run, small
 
 PIECES = """
 import sys
+import time
 from contextlib import suppress
+from importlib.machinery import ExtensionFileLoader
 import click
 from pipeline.cli import run_command
 @click.command()
