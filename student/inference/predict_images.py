@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.cluster.lock import lock_folder
 from pipeline.utils.devices import default_num_workers
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import (
@@ -83,8 +85,8 @@ def predict_images(
         The number of images and videos with results, including those of an interrupted command.
 
     Raises:
-        InputError: see `find_images`; or results exist; or, after all others are predicted, some
-            could not be read.
+        InputError: see `find_images`; or results exist, or another command writes to `out`; or,
+            after all others are predicted, some could not be read.
     """
     no_videos = "videos need --out" if out is None else missing_video_packages()
     inputs = find_images(patterns, out, no_videos)
@@ -100,35 +102,45 @@ def predict_images(
     if out is not None:
         planned = plan_outputs(images, out)
         clips = plan_outputs(videos, out, ".mp4", ".jsonl")
-        results = _open_out_folder(out, planned, clips, settings, video_settings, overwrite)
-    failed = []
-    if images:
-        failed = _predict_images(
-            detector, list(images), planned, out, results, selection, batch_size, workers, is_only
-        )
-    if results:
-        if json_file is not None:
-            entries = [results[index] for index in sorted(results)]
-            write_json(json_file, {**settings, "pictures": entries, "failed": failed})
-        count = sum(len(result["interactions"]) for result in results.values())
-        places = [str(place) for place in (out, json_file) if place is not None]
-        print(
-            f"{count_noun(len(results), 'images')}, {count_noun(count, 'interactions')} with a"
-            f" score of at least {selection.threshold:g}; results in {' and '.join(places)}"
-        )
-    num_broken = 0
-    if videos:
-        num_broken = _predict_videos(
-            detector,
-            clips,
-            selection,
-            every,
-            smooth,
-            video_settings,
-            batch_size,
-            overwrite,
-            is_only,
-        )
+    failed, num_broken = [], 0
+    # Two commands could have other images of the same names.
+    with nullcontext() if out is None else lock_folder(out):
+        if out is not None:
+            results = _open_out_folder(out, planned, clips, settings, video_settings, overwrite)
+        if images:
+            failed = _predict_images(
+                detector,
+                list(images),
+                planned,
+                out,
+                results,
+                selection,
+                batch_size,
+                workers,
+                is_only,
+            )
+        if results:
+            if json_file is not None:
+                entries = [results[index] for index in sorted(results)]
+                write_json(json_file, {**settings, "pictures": entries, "failed": failed})
+            count = sum(len(result["interactions"]) for result in results.values())
+            places = [str(place) for place in (out, json_file) if place is not None]
+            print(
+                f"{count_noun(len(results), 'images')}, {count_noun(count, 'interactions')} with a"
+                f" score of at least {selection.threshold:g}; results in {' and '.join(places)}"
+            )
+        if videos:
+            num_broken = _predict_videos(
+                detector,
+                clips,
+                selection,
+                every,
+                smooth,
+                video_settings,
+                batch_size,
+                overwrite,
+                is_only,
+            )
     reasons = [f"{len(failed)} of {len(images)} images could not be read"] if failed else []
     if num_broken:
         reasons.append(f"{num_broken} of {len(videos)} videos could not be read")

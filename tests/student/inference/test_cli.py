@@ -189,7 +189,7 @@ def test_an_interrupted_video_is_playable(
     )
     assert first.returncode == expected and "Traceback" not in first.stderr, first.stderr
     assert len(read_clip(out / "clip.mp4")[1]) == 5
-    assert not (out / "clip.jsonl").exists() and not list(out.glob(".*"))
+    assert not (out / "clip.jsonl").exists() and not list(out.glob(".*.tmp"))
     code, _, err = run(*arguments)
     assert code == 0, err
     assert len(read_clip(out / "clip.mp4")[1]) == 20 and (out / "clip.jsonl").exists()
@@ -225,7 +225,7 @@ def test_an_interrupt_keeps_finished_images(run, toy_checkpoint, write_image, tm
     assert first.returncode == 130 and "Traceback" not in first.stderr, first.stderr
     finished = {path: path.stat().st_mtime_ns for path in out.glob("[0-9]*.json")}
     assert len(finished) == 3
-    assert not list(out.glob(".*"))
+    assert not list(out.glob(".*.tmp"))
     code, _, err = run(*arguments, "--threshold", 0)
     assert code == 0, err
     assert len(list(out.glob("[0-9]*.json"))) == len(list(out.glob("*.jpg"))) == 6

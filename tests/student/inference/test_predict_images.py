@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from pipeline.cluster.lock import LOCK, lock_folder
 from pipeline.utils.errors import InputError
 from student.inference.detector import Detector
 from student.inference.postprocess import SelectionConfig
@@ -35,7 +36,9 @@ def predict(toy_detector, out):
 
 
 def files(folder):
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    """Names of the files but that of the lock."""
+    names = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    return sorted(name for name in names if name != LOCK)
 
 
 def modification_times(folder):
@@ -140,6 +143,13 @@ def test_results_of_other_settings_are_refused(predict, out, toy_checkpoint, cha
     assert modification_times(out) == before
     predict(**change, overwrite=True)
     assert modification_times(out)["a.json"] != before["a.json"]
+
+
+def test_two_commands_cannot_write_to_one_folder(predict, out):
+    with lock_folder(out), pytest.raises(InputError, match="another command"):
+        predict()
+    assert files(out) == []
+    assert predict() == 3
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.json"])

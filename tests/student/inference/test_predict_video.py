@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.cluster.lock import LOCK
 from pipeline.types import Detections
 from pipeline.utils.errors import InputError
 from student.inference import predict_images as files
@@ -74,7 +75,9 @@ def read_lines(path):
 
 
 def names(folder):
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*"))
+    """But that of the lock."""
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*.*"))
+    return sorted(name for name in names if name != LOCK)
 
 
 UNEVEN = [0, 40, 90, 100, 300, 333, 400, 900, 910, 1500]
@@ -205,10 +208,12 @@ def test_turned_clips_have_upright_boxes(predict, write_clip, read_clip, tmp_pat
 def test_finished_clips_are_kept(predict, write_clip, tmp_path, messages):
     clips = [write_clip("in/a.mp4", 2), write_clip("in/b.mkv", 2)]
     predict(tmp_path / "in")
-    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    before = {
+        name: (tmp_path / "out" / name).stat().st_mtime_ns for name in names(tmp_path / "out")
+    }
     (tmp_path / "out/b.jsonl").unlink()
     assert predict(tmp_path / "in") == 2
-    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    after = {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in names(tmp_path / "out")}
     assert after.keys() == before.keys()
     assert after["a.mp4"] == before["a.mp4"] and after["a.jsonl"] == before["a.jsonl"]
     assert after["b.mp4"] > before["b.mp4"]
@@ -365,6 +370,7 @@ MEMORY = """
 import json, resource, sys
 import numpy as np
 from pathlib import Path
+from pipeline.cluster.lock import LOCK
 from pipeline.types import Detections
 from student.inference import predict_video as module
 from student.inference.detector import Detector
