@@ -97,7 +97,7 @@ class Overfit:
         self.train_step = TrainStep(
             recipe, self.model, self.inputs.split, per_epoch, Execution(CPU)
         )
-        plan = self.inputs.plan(None, None)
+        plan = self.inputs.plan(None, None, None)
         plan |= {name: getattr(config, name) for name in ("side", "photographs", "steps")}
         self.state = RunState(
             self.train_step, images.vocabulary, self.inputs.split, config.out, plan

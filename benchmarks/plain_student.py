@@ -47,7 +47,7 @@ class PlainBackbone(nn.Module):
             own.requires_grad_(trained)
         self.num_channels = backbone.num_channels
 
-    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+    def forward(self, pixels: Tensor, sizes: None = None) -> dict[str, Tensor]:
         """Feature maps by name of (B, 3, H, W) images."""
         body = self.body
         stem = body.maxpool(body.relu(body.bn1(body.conv1(pixels))))

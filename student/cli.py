@@ -187,6 +187,16 @@ def train() -> None:
             " for the toy dataset's detector."
         ),
     ),
+    option(
+        "--backbone-weights",
+        metavar="FILE|default",
+        hidden=True,
+        show_default="those of --pretrained",
+        help=(
+            "Pretrained weights of the backbone alone: a file, or default for the ones that timm or"
+            " torchvision downloads."
+        ),
+    ),
     *recipe_options("Model"),
 )
 @cloup.option_group("Matching and losses", *recipe_options("Matching and losses"))

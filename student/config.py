@@ -15,6 +15,7 @@ from pipeline.utils.errors import InputError, bad_field
 PRESETS = ("published", "toy")
 # A copy of the names in `student.models.backbone`, which imports torch, so that `--help` need not.
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "toy")
+TIMM_BACKBONE = "timm:NAME"
 LAST_BATCHES = ("drop", "fill")
 PRECISIONS = ("auto", "float32", "tf32", "bfloat16")
 DISTILLATION = "Distillation"
@@ -83,7 +84,18 @@ class ModelConfig(CheckedSettings):
         "Decoder queries: learned embeddings, or built from the pairs that a proposal head finds.",
         choices=("learned", "proposals"),
     )
-    backbone: str = setting("resnet50", "Backbone architecture.", choices=BACKBONES)
+    backbone: str = setting(
+        "resnet50",
+        "Backbone architecture; timm:NAME is a model of timm, such as"
+        " timm:vit_small_patch14_dinov2.lvd142m, and --backbone-weights loads its weights.",
+        choices=(*BACKBONES, TIMM_BACKBONE),
+    )
+    feature_levels: int = setting(
+        1,
+        "Number of the backbone's last feature maps whose projections are summed for the encoder.",
+        low=1,
+        high=3,
+    )
     hidden_dim: int = setting(
         256, "Width of the transformer, a multiple of 4 and of num-heads.", low=1
     )

@@ -22,7 +22,7 @@ import click
 import cloup
 from click.core import ParameterSource
 
-from pipeline.utils.config_fields import Setting
+from pipeline.utils.config_fields import Setting, is_choice
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.logging import get_logger, log_to_stderr
 
@@ -58,6 +58,13 @@ class PathType(click.Path):
         if not os.fspath(value):
             self.fail("expected a path, found an empty text.", parameter, context)
         return super().convert(value, parameter, context)
+
+
+class SettingChoice(click.Choice):
+    """The choices of a `Setting`, of which one may stand for all values with its beginning."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if is_choice(value, self.choices) else super().convert(value, param, ctx)
 
 
 class FieldOption(Option):
@@ -282,7 +289,7 @@ def setting_option(
     spelling = (described.option or name).replace("_", "-")
     value_type: click.ParamType | None = None
     if described.choices:
-        value_type = click.Choice(described.choices)
+        value_type = SettingChoice(described.choices)
     elif kind in (int, float):
         value_range = click.IntRange if kind is int else FloatRange
         value_type = value_range(

@@ -6,10 +6,14 @@ Checks, command-line options, `--set` and the commented configuration file are a
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, get_type_hints
 
 from pipeline.utils.errors import InputError
+
+# End of a choice that stands for all values with its beginning.
+ANY_NAME = "NAME"
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,8 @@ class Setting:
 
     Attributes:
         help: its meaning, one or two sentences.
-        choices: the values of a string; () for any.
+        choices: the values of a string; () for any. One such as "timm:NAME" stands for all values
+            that begin with "timm:".
         low, high: bounds of a number; None for none.
         low_open, high_open: the bound itself is outside.
         group: heading in `--help` and configuration files; "" for that of its dataclass.
@@ -40,7 +45,7 @@ class Setting:
         """Raises:
         InputError: the value is none of the choices, outside the range, or not a number.
         """
-        if self.choices and value not in self.choices:
+        if self.choices and not is_choice(value, self.choices):
             raise InputError(f"{name}: expected one of {', '.join(self.choices)}, found {value}")
         # Written so that NaN, for which every comparison is false, is refused.
         low_holds = self.low is None or (value > self.low if self.low_open else value >= self.low)
@@ -60,6 +65,12 @@ class Setting:
             return f"{'a number above' if self.low_open else 'at least'} {self.low}"
         low = f"{'above' if self.low_open else 'from'} {self.low}"
         return f"a number {low} to {'below ' if self.high_open else ''}{self.high}"
+
+
+def is_choice(value: Any, choices: Sequence[str]) -> bool:
+    """Whether a value is one of the choices, see `Setting`."""
+    prefixes = tuple(one.removesuffix(ANY_NAME) for one in choices if one.endswith(ANY_NAME))
+    return value in choices or (isinstance(value, str) and value.startswith(prefixes))
 
 
 def setting(default: Any, help: str, **attributes: Any) -> Any:

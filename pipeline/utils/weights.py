@@ -192,7 +192,7 @@ def architecture_error(file: object, architecture: str, error: Exception) -> Inp
     """The error for weights of another architecture than expected."""
     return InputError(
         f"{file}: expected weights of {architecture}, found another architecture's"
-        f" ({_short_message(error)})"
+        f" ({shorten_message(error)})"
     )
 
 
@@ -224,7 +224,7 @@ def _describe_unreadable(path: Path, error: Exception) -> str:
         return f"a pickle that torch.save did not write; {STATE_DICT_HINT}"
     if not head.startswith((b"PK", b"\x80")) and head[8:9] != b"{":
         return f"an unknown kind of file that begins with {head[:16]!r}"
-    return f"a damaged file ({_short_message(error)}); {DOWNLOAD_HINT}"
+    return f"a damaged file ({shorten_message(error)}); {DOWNLOAD_HINT}"
 
 
 def _type_name(value: Any) -> str:
@@ -233,7 +233,8 @@ def _type_name(value: Any) -> str:
     return kind.__name__ if plain else f"{kind.__module__}.{kind.__name__}"
 
 
-def _short_message(error: Exception) -> str:
+def shorten_message(error: Exception) -> str:
+    """An error's message in one short line; the name of its type without a message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     # The first line of torch's message names the class only, the second one the mismatch.
     text = " ".join(lines[:2]) if lines else type(error).__name__

@@ -28,6 +28,7 @@ from student.data.few_shot import FewShotRows
 from student.data.samplers import PadSize, SampleKey
 from student.data.targets import Targets, build_targets
 from student.data.transforms import NUM_RAND, Augmentation, normalise
+from student.models.backbone import IMAGENET, PixelStatistics
 from student.models.padding import Size, padding_mask, stack_images
 from student.utils.seeding import derive_seed
 from teacher_cache.reader.cache import TeacherCache
@@ -72,9 +73,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.image_ids)
 
-    def images(self, rows: slice = slice(None)) -> tuple[Tensor, Tensor | None]:
+    def images(
+        self, rows: slice = slice(None), statistics: PixelStatistics = IMAGENET
+    ) -> tuple[Tensor, Tensor | None]:
         """The detector's input for these images of the batch; see `normalise_batch`."""
-        return normalise_batch(self.pixels[rows], self.sizes[rows])
+        return normalise_batch(self.pixels[rows], self.sizes[rows], statistics)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """Applies a function to every tensor."""
@@ -255,7 +258,9 @@ def make_sample(image_id: str, image: Tensor, targets: Targets, transform: Trans
     return Sample(image_id, pixels, replace(targets, **relative).select(kept, kept_detected))
 
 
-def normalise_batch(pixels: Tensor, sizes: Sequence[Size]) -> tuple[Tensor, Tensor | None]:
+def normalise_batch(
+    pixels: Tensor, sizes: Sequence[Size], statistics: PixelStatistics = IMAGENET
+) -> tuple[Tensor, Tensor | None]:
     """Converts (B, 3, H, W) uint8 images and their heights and widths to the detector's input.
 
     Returns:
@@ -263,7 +268,7 @@ def normalise_batch(pixels: Tensor, sizes: Sequence[Size]) -> tuple[Tensor, Tens
         - the (B, H, W) bool mask that is True on padding, or None without padding.
     """
     padding = padding_mask(sizes, pixels.shape[-2:], pixels.device)
-    images = normalise(pixels)
+    images = normalise(pixels, statistics)
     if padding is not None:
         images.masked_fill_(padding[:, None], 0)
     return images, padding

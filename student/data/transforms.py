@@ -15,6 +15,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
+from student.models.backbone import IMAGENET, PixelStatistics
+
 TensorsByName = dict[str, Tensor]
 
 # DETR's augmentation, in pixels.
@@ -25,8 +27,6 @@ CROP_SIZE_RANGE = (384, 600)
 # Random numbers of one image: flip; crop or not; short side before the crop; the crop's height,
 # width, top and left; final short side.
 NUM_RAND = 8
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Augmentation:
@@ -172,13 +172,13 @@ def _rand_int(low: np.ndarray, high: np.ndarray, rand: np.ndarray) -> np.ndarray
     return low + (rand * (high - low + 1)).astype(np.int64)
 
 
-def normalise(image: Tensor) -> Tensor:
-    """Converts (..., 3, h, w) uint8 to float32, normalised by ImageNet's mean and standard
-    deviation, on the same device."""
+def normalise(image: Tensor, statistics: PixelStatistics = IMAGENET) -> Tensor:
+    """Converts (..., 3, h, w) uint8 to float32, normalised by mean and standard deviation, on the
+    same device."""
     pixels = TF.to_dtype(image.as_subclass(Tensor), torch.float32, scale=True)
     # TF.normalize creates both tensors on the device, and the CPU waits for that.
     mean, std = (
-        torch.tensor(values).view(3, 1, 1).to(pixels.device, non_blocking=True)
-        for values in (IMAGENET_MEAN, IMAGENET_STD)
+        torch.as_tensor(values).view(3, 1, 1).to(pixels.device, non_blocking=True)
+        for values in statistics
     )
     return pixels.sub(mean).div_(std)

@@ -14,6 +14,7 @@ import time
 import zipfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ RUN_FILES = (
 RUN_FOLDERS = (RANK_LOGS, TENSORBOARD, WANDB, SAMPLES_FOLDER)
 RESUME_MODES = AUTO, NEVER = "auto", "never"
 # Entries of the plan that do not matter when a run starts from another run's checkpoint.
-IGNORED_PLAN_KEYS = ("pretrained", "resume")
+IGNORED_PLAN_KEYS = ("pretrained", "backbone_weights", "resume")
 # Options that set the entries of the plan outside of the recipe.
 PLAN_OPTIONS = {
     "dataset": "--data",
@@ -71,6 +72,7 @@ PLAN_OPTIONS = {
     "split.unseen": "--split",
     "split.distilled_verbs": "--distill-verbs",
     "pretrained": "--pretrained",
+    "backbone_weights": "--backbone-weights",
     "resume": "--resume",
 }
 # Maximum number of differences in an error message.
@@ -282,7 +284,7 @@ def _refuse_other_run(file: Path, plan: dict[str, Any], resume: str) -> None:
     InputError: the folder's run has another format or plan, or is not to be resumed.
     """
     advice = "choose a new folder or give --overwrite"
-    held = read_json(file)
+    held = add_default_settings(read_json(file))
     found = held.get("format", "none") if isinstance(held, dict) else type(held).__name__
     if found != plan["format"]:
         raise InputError(f"{file}: format: expected {plan['format']}, found {found}; {advice}")
@@ -300,9 +302,27 @@ def _refuse_other_run(file: Path, plan: dict[str, Any], resume: str) -> None:
 def is_resumable(run_dir: Path, plan: dict[str, Any], resume: str) -> bool:
     """Whether the folder has a run of this plan with checkpoints; see `find_resume_point`."""
     file = run_dir / CONFIG_FILE
-    if resume == NEVER or not file.is_file() or differing_keys(read_json(file), plan):
+    if resume == NEVER or not file.is_file():
+        return False
+    if differing_keys(add_default_settings(read_json(file)), plan):
         return False
     return bool(list_checkpoints(run_dir))
+
+
+def add_default_settings(plan: Any) -> Any:
+    """A run's plan with the defaults of settings that did not exist when the run was started.
+
+    A new setting's default leaves everything as it was, so that such a run can be resumed.
+    """
+    recipe = plan.get("recipe") if isinstance(plan, dict) else None
+    if not isinstance(recipe, dict):
+        return plan
+    full = {
+        part: {**asdict(config()), **recipe[part]}
+        for part, config in RECIPE_PARTS.items()
+        if isinstance(recipe.get(part), dict)
+    }
+    return {**plan, "recipe": {**recipe, **full}}
 
 
 def read_plan_entry(run_dir: Path, name: str) -> Any:
@@ -320,7 +340,8 @@ def _check_same_plan(file: Path, checkpoint: Checkpoint, plan: dict[str, Any]) -
     # A run can be continued with more epochs, unless the learning rate depends on their number.
     if plan["recipe"]["train"]["schedule"] == "step":
         ignored.add("recipe.train.epochs")
-    if changes := _describe_changes(checkpoint.state["plan"], plan, ignored):
+    held = add_default_settings(checkpoint.state["plan"])
+    if changes := _describe_changes(held, plan, ignored):
         raise InputError(
             f"{file}: expected a checkpoint of a run with the same settings, found others"
             f" ({changes})"

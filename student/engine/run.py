@@ -36,15 +36,17 @@ from student.engine.loggers import Logger, log_evaluation, open_loggers, require
 from student.engine.metrics_log import METRICS
 from student.engine.run_inputs import RunConfig, RunInputs, build_inputs, query_overflow_message
 from student.engine.trainer import Trainer
-from student.models.backbone import measure_norm_statistics
+from student.models.backbone import measure_norm_statistics, pixel_statistics
 from student.models.detector import HEADS, HOIDetector
 from student.utils.distributed import Execution, init_distributed
 from student.utils.preemption import StopSignalHandler
 from student.weights.checkpoint_file import BEST, build_model, load_checkpoint
 from student.weights.pretrained import (
+    DEFAULT,
     LOAD_REPORT,
     LoadReport,
     count_parts,
+    load_backbone,
     load_pretrained,
     pretrained_path,
 )
@@ -79,19 +81,24 @@ def run_student(config: RunConfig) -> Results | None:
         if recipe.model.verb_head == "text":
             init_text_head(model.verb_head, inputs.cache, vocabulary)
         source = None if config.resume in RESUME_MODES else config.resume
-        plan = inputs.plan(context.broadcast(lambda: _pretrained_digest(config)), source)
+        digests = context.broadcast(lambda: _weights_digests(config))
+        plan = inputs.plan(*digests, source)
         is_new = source is None and not context.broadcast(
             lambda: is_resumable(config.out, plan, config.resume)
         )
-        report = None
+        report = backbone_report = None
         if is_new and config.pretrained:
-            report = load_pretrained(model, config.pretrained, vocabulary)
+            with_backbone = config.backbone_weights is None
+            report = load_pretrained(model, config.pretrained, vocabulary, with_backbone)
+        if is_new and config.backbone_weights:
+            backbone_report = load_backbone(model, config.backbone_weights, vocabulary)
+        reports = [each for each in (report, backbone_report) if each is not None]
         if is_new and recipe.train.heads_only:
             _require_trained_body(report)
         record = config.execution_settings(context.world_size)
         claim = claim_run_folder(config.out, plan, record, config.overwrite, config.resume)
         start = context.broadcast(lambda: stack.enter_context(claim))
-        if start is None and (report is None or not report.has("backbone")):
+        if start is None and not any(each.has("backbone") for each in reports):
             init_norm_statistics(model, inputs.images)
         workers = default_num_workers(config.workers, processes=context.local_world_size)
         trainer = Trainer(
@@ -105,8 +112,11 @@ def run_student(config: RunConfig) -> Results | None:
         )
         if config.pretrained and not pretrained_path(config.pretrained).is_file():
             logger.info(f"{config.pretrained}: no such file, and not needed to resume")
-        if report is not None and context.is_main_process:
-            write_json(config.out / LOAD_REPORT, report.to_dict())
+        if reports and context.is_main_process:
+            content = {} if report is None else report.to_dict()
+            if backbone_report is not None:
+                content["backbone"] = backbone_report.to_dict()
+            write_json(config.out / LOAD_REPORT, content)
         if start is not None:
             trainer.state.resume(load_checkpoint(start), start)
             results = config.out / RESULTS_FILE
@@ -117,8 +127,11 @@ def run_student(config: RunConfig) -> Results | None:
                 return read_results(results) if context.is_main_process else None
             logger.info(f"{config.out}: resuming at step {trainer.step} of {trainer.total_steps}")
         else:
-            for line in report.lines() if report else ["randomly initialised weights"]:
-                logger.info(line)
+            for each in reports:
+                for line in each.lines():
+                    logger.info(line)
+            if not reports:
+                logger.info("randomly initialised weights")
         if message := query_overflow_message(inputs.images, recipe.model.num_queries):
             logger.warning(message)
         if recipe.train.shots and context.is_main_process:
@@ -151,18 +164,26 @@ def _require_trained_body(report: LoadReport | None) -> None:
         )
 
 
-def _pretrained_digest(config: RunConfig) -> str | None:
-    """SHA-256 of the pretrained weights, from the run's `config.json` if the file was removed.
+def _weights_digests(config: RunConfig) -> tuple[str | None, str | None]:
+    """SHA-256 of the files of `--pretrained` and of `--backbone-weights`, see `_file_digest`."""
+    backbone = config.backbone_weights
+    if backbone is not None and backbone != DEFAULT:
+        backbone = _file_digest(Path(backbone), config.out, "backbone_weights")
+    if config.pretrained is None:
+        return None, backbone
+    return _file_digest(config.pretrained, config.out, "pretrained"), backbone
+
+
+def _file_digest(path: Path, run_dir: Path, entry: str) -> str:
+    """SHA-256 of a file of weights, from the run's `config.json` if the file was removed.
 
     Raises:
         InputError: the file does not exist, and the run has no checkpoint.
     """
-    if config.pretrained is None:
-        return None
-    file = pretrained_path(config.pretrained)
+    file = pretrained_path(path)
     if file.is_file():
         return sha256_of_file(file)
-    digest = read_plan_entry(config.out, "pretrained")
+    digest = read_plan_entry(run_dir, entry)
     if digest is None:
         raise InputError(f"{file}: no such file")
     return digest
@@ -177,10 +198,11 @@ def init_norm_statistics(model: HOIDetector, images: TrainingDataset) -> None:
     pixels = [
         TF.pil_to_tensor(read_image(images.records[row].path).resize((side, side))) for row in rows
     ]
-    measure_norm_statistics(model.backbone, normalise(torch.stack(pixels)))
+    statistics = pixel_statistics(model.backbone)
+    measured = measure_norm_statistics(model.backbone, normalise(torch.stack(pixels), statistics))
+    norms = f" and norm statistics measured on {len(rows)} training images" if measured else ""
     logger.info(
-        f"the backbone has random weights and norm statistics measured on {len(rows)} training"
-        " images; --pretrained loads weights"
+        f"the backbone has random weights{norms}; --pretrained or --backbone-weights loads others"
     )
 
 

@@ -58,6 +58,7 @@ class RunConfig:
     distill_verbs: str = "split"
     extra_data: Sequence[str] = ()
     pretrained: Path | None = None
+    backbone_weights: str | None = None
     device: str = "auto"
     workers: int | None = None
     accumulation: int = 1
@@ -115,9 +116,11 @@ class RunInputs:
         """Descriptions of the extra datasets; see `evaluation.results.Results`."""
         return tuple(map(describe_extra_dataset, self.extra))
 
-    def plan(self, pretrained: str | None, resume: str | None) -> dict[str, Any]:
+    def plan(
+        self, pretrained: str | None, backbone_weights: str | None, resume: str | None
+    ) -> dict[str, Any]:
         """Everything that determines the run's result, as JSON for `config.json` and checkpoints;
-        `pretrained` is the SHA-256 of the pretrained weights."""
+        `pretrained` and `backbone_weights` are SHA-256 of files, or "default"."""
         return {
             "format": RUN_FORMAT,
             "dataset": self.dataset.name,
@@ -130,6 +133,7 @@ class RunInputs:
                 "distilled_verbs": self.split.distilled_verbs.tolist(),
             },
             "pretrained": pretrained,
+            "backbone_weights": backbone_weights,
             "resume": resume,
             "recipe": self.recipe.to_dict(),
         }

@@ -30,6 +30,7 @@ from student.engine.optimizer import (
 )
 from student.losses.criterion import Criterion, proposal_losses, sum_by_dataset
 from student.losses.matcher import CandidateCounts, TwoStageMatcher
+from student.models.backbone import pixel_statistics
 from student.models.detector import HOIDetector
 from student.utils import seeding
 from student.utils.distributed import Execution, wrap_ddp
@@ -208,7 +209,7 @@ class TrainStep:
 
     def _predict(self, batch: Batch, rows: slice) -> dict[str, Any]:
         device = self.execution.device
-        images = batch.images(rows)
+        images = batch.images(rows, pixel_statistics(self.model.backbone))
         with autocast(device, self.recipe.train.precision), attention_kernel(device):
             return self._forward(images)
 

@@ -34,6 +34,7 @@ from student.data.dataset import normalise_batch
 from student.data.transforms import MAX_SIZE, build_evaluation_resize
 from student.inference.images import ImageInput, image_name, to_rgb_image
 from student.inference.postprocess import select_detections
+from student.models.backbone import pixel_statistics
 from student.models.detector import HOIDetector
 from student.models.padding import stack_images
 from student.utils.distributed import SINGLE_PROCESS, DistContext
@@ -180,7 +181,8 @@ class BatchPredictor:
         with convert_out_of_memory(lambda: summary), torch.inference_mode():
             multiple = cast(int, self.model.backbone.size_divisible)
             pixels, sizes = stack_images([item.pixels for item in batch], multiple)
-            outputs = self.model(normalise_batch(pixels.to(device), sizes))
+            statistics = pixel_statistics(self.model.backbone)
+            outputs = self.model(normalise_batch(pixels.to(device), sizes, statistics))
             found = select_detections(
                 outputs,
                 [item.name for item in batch],

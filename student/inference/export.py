@@ -27,10 +27,13 @@ from torchvision.ops import box_convert
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import atomic_write, refuse_existing
 from pipeline.utils.logging import get_logger
-from student.data.transforms import IMAGENET_MEAN, IMAGENET_STD, MAX_SIZE, SHORT_SIDES
+from student.data.transforms import MAX_SIZE, SHORT_SIDES
 from student.inference.detector import Detector
 from student.inference.postprocess import NUM_DETECTIONS, top_entries
+from student.models.backbone import pixel_statistics
+from student.models.detector import HOIDetector
 from student.models.padding import feature_padding_mask
+from student.models.timm_backbone import TimmBackbone
 
 logger = get_logger(__name__)
 
@@ -60,9 +63,16 @@ def export_detector(
         overwrite: replace an existing file.
 
     Raises:
-        InputError: the file exists, ONNX's packages are missing, or the installed versions fail to
-            export the detector or export it wrongly.
+        InputError: the file exists, ONNX's packages are missing, the detector's backbone cannot be
+            traced, or the installed versions fail to export the detector or export it wrongly.
     """
+    backbone = detector.predictor.model.backbone
+    if isinstance(backbone, TimmBackbone) and backbone.untraceable:
+        raise InputError(
+            "--export: expected a backbone with a graph for images of any size, found"
+            f" {detector.predictor.model.config.backbone}, whose {backbone.untraceable} would be"
+            " those of one size"
+        )
     refuse_existing(file, overwrite)
     if file.is_dir():
         raise InputError(f"{file}: expected a file name, found a folder")
@@ -128,7 +138,11 @@ def compare_with_detector(detector: Detector, file: Path, export_format: str) ->
     multiple = graph.size_divisible
     height, width = (-(-side // multiple) * multiple for side in (MIN_SIDE + 33, MIN_SIDE + 9))
     batch = torch.rand(3, 3, height, width, generator=generator)
-    sizes = torch.tensor([[height, width], [height - 20, width - 5], [height - 7, width]])
+    cut = [[0, 0], [20, 5], [7, 0]]
+    if not graph.mixed_sizes:
+        # All images need the same multiples.
+        cut = [[min(pixels, multiple - 1) for pixels in row] for row in cut]
+    sizes = torch.tensor([height, width]) - torch.tensor(cut)
     for rows in (slice(1), slice(3)):
         found = run(batch[rows], sizes[rows])
         compared = [name for name in found if name.startswith("pred_") or name == "scores"]
@@ -167,19 +181,21 @@ def _load_exported(file: Path, export_format: str) -> Callable[[Tensor, Tensor],
     return run
 
 
+def least_side(multiple: int) -> int:
+    """The minimum side of the input, for sides that are multiples of a number."""
+    return -(-MIN_SIDE // multiple) * multiple
+
+
 def trace_detector(detector: Detector) -> tuple[torch.export.ExportedProgram, list[str]]:
     """Traces the detector for any number of images of any size; also gives the outputs' names."""
     graph = DetectorGraph(detector)
-    multiple = graph.size_divisible
+    multiple, least = graph.size_divisible, least_side(graph.size_divisible) // graph.size_divisible
     batch = torch.export.Dim("batch", min=1, max=MAX_DIM)
-    height, width = (
-        torch.export.Dim(name, min=MIN_SIDE // multiple, max=MAX_DIM)
-        for name in ("height", "width")
-    )
+    height, width = (torch.export.Dim(name, min=least, max=MAX_DIM) for name in ("height", "width"))
     sides = (height, width) if multiple == 1 else (multiple * height, multiple * width)
     # Different sides, since the tracer may identify dimensions of equal size.
-    example = torch.zeros(2, 3, 2 * MIN_SIDE, 3 * MIN_SIDE)
-    sizes = torch.tensor([[2 * MIN_SIDE, 3 * MIN_SIDE]] * 2)
+    example = torch.zeros(2, 3, 2 * least * multiple, 3 * least * multiple)
+    sizes = torch.tensor([example.shape[-2:]] * 2)
     with torch.no_grad():
         names = list(graph(example, sizes))
         program = torch.export.export(
@@ -233,6 +249,7 @@ def _metadata_texts(detector: Detector) -> dict[str, str]:
     """The vocabulary, and split, input sizes and format of an exported file, as JSON."""
     predictor = detector.predictor
     published = predictor.train.augmentation == "published"
+    multiple = cast(int, predictor.model.backbone.size_divisible)
     about = {
         "format": FORMAT_VERSION,
         "model": detector.file.name,
@@ -240,8 +257,9 @@ def _metadata_texts(detector: Detector) -> dict[str, str]:
         "unseen": sorted(detector.unseen),
         "short_side": SHORT_SIDES[-1] if published else None,
         "longest_side": MAX_SIZE,
-        "side_multiple": predictor.model.backbone.size_divisible,
-        "least_side": MIN_SIDE,
+        "side_multiple": multiple,
+        "least_side": least_side(multiple),
+        "mixed_sizes": accepts_mixed_sizes(predictor.model),
     }
     values = {"vocabulary": detector.vocabulary.to_dict(), "about": about}
     return {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
@@ -262,9 +280,11 @@ class DetectorGraph(nn.Module):
         model, vocabulary = detector.predictor.model, detector.vocabulary
         self.model = _exportable_copy(model)
         self.size_divisible = cast(int, model.backbone.size_divisible)
+        # Other graphs need images that are equally large when rounded up to `size_divisible`.
+        self.mixed_sizes = accepts_mixed_sizes(model)
         self.allow_no_object = bool(vocabulary.roles)
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1))
+        for name, values in pixel_statistics(model.backbone)._asdict().items():
+            self.register_buffer(name, torch.as_tensor(values).cpu().view(3, 1, 1))
         self.register_buffer("valid", torch.from_numpy(vocabulary.valid.T.copy()))
         self.requires_grad_(False).eval()
 
@@ -332,8 +352,16 @@ class ExportableMaxPool(nn.Module):
         return pooled[:, :, :: self.stride, :: self.stride]
 
 
-def _exportable_copy(model: nn.Module) -> nn.Module:
+def accepts_mixed_sizes(model: HOIDetector) -> bool:
+    """Whether an exported detector accepts batches of images of different sizes."""
+    return not isinstance(model.backbone, TimmBackbone)
+
+
+def _exportable_copy(model: HOIDetector) -> HOIDetector:
     copy = deepcopy(model).cpu().to(memory_format=torch.contiguous_format)
+    if isinstance(copy.backbone, TimmBackbone):
+        # A graph has no loop over images of different sizes.
+        copy.backbone.crops_images = False
     for name, module in list(copy.named_modules()):
         if isinstance(module, nn.MaxPool2d):
             copy.set_submodule(name, ExportableMaxPool(module))

@@ -1,5 +1,7 @@
 """Backbones: ResNets with frozen batch norm, and the toy dataset's small network.
 
+Models of timm are in `student.models.timm_backbone`.
+
 The published student has a ResNet-50 of which only the stride-32 map is used. Frozen batch norms
 are folded into the convolutions before them, and zero padding can be re-applied after every layer,
 so that an image's features don't depend on the batch that it is in.
@@ -10,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from copy import deepcopy
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +34,31 @@ FROZEN_LAYERS = ("conv1", "layer1")
 TOY_FROZEN = ("stem", "stage4")
 # Layers of the toy backbone that serve only its stride-8 map.
 TOY_MULTISCALE_ONLY = ("lateral4", "lateral8", "lateral16", "merge")
+
+
+class PixelStatistics(NamedTuple):
+    """Mean and standard deviation of the channels of pixels from 0 to 1, three values each."""
+
+    mean: Tensor | tuple[float, ...]
+    std: Tensor | tuple[float, ...]
+
+
+IMAGENET = PixelStatistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def pixel_statistics(backbone: nn.Module) -> PixelStatistics:
+    """Mean and standard deviation that a backbone's pixels are normalised by."""
+    return cast(PixelStatistics, getattr(backbone, "statistics", IMAGENET))
+
+
+def map_stride(name: str) -> int:
+    """The stride of a feature map, from its name."""
+    return int(name.rpartition("stride")[2])
+
+
+def proposal_map(names: Collection[str]) -> str:
+    """Name of the feature map that a proposal head reads: stride 8; the last without such a one."""
+    return "stride8" if "stride8" in names else list(names)[-1]
 
 
 def identify_resnet(names: Collection[str]) -> str | None:
@@ -150,9 +178,16 @@ def build_backbone(name: str, multiscale: bool = True) -> nn.Module:
     """A backbone with random weights: a `ResNetBackbone`, or a module with its attributes.
 
     `multiscale` tells whether maps other than the coarsest one are used.
+
+    Raises:
+        InputError: the model of timm cannot be used, see `TimmBackbone`.
     """
-    if name != "toy":
+    if name in RESNETS:
         return ResNetBackbone(name)
+    if name != "toy":
+        from student.models.timm_backbone import TimmBackbone
+
+        return TimmBackbone(name)
     from pipeline.toy.backbone import ToyBackbone
 
     backbone = ToyBackbone(norm=FrozenBatchNorm2d, mask_padding=mask_padding)
@@ -167,7 +202,7 @@ def build_backbone(name: str, multiscale: bool = True) -> nn.Module:
 
 
 @torch.no_grad()
-def measure_norm_statistics(backbone: nn.Module, pixels: Tensor) -> None:
+def measure_norm_statistics(backbone: nn.Module, pixels: Tensor) -> int:
     """Sets means and variances of the frozen batch norms to those of some images.
 
     A backbone with random weights needs this. With the initial means of 0 and variances of 1, its
@@ -175,25 +210,29 @@ def measure_norm_statistics(backbone: nn.Module, pixels: Tensor) -> None:
 
     Args:
         pixels: (B, 3, H, W) normalised, without padding, with sides of at least 64.
+
+    Returns:
+        The number of batch norms; without any, nothing is computed.
     """
-    norms = {
-        name: module
-        for name, module in backbone.named_modules()
-        if isinstance(module, FrozenBatchNorm2d)
-    }
-    # A batch norm in train mode normalises by the statistics of the batch and, without momentum,
-    # stores them.
-    measured = {
-        name: nn.BatchNorm2d(len(norm.weight), norm.eps, momentum=None)
-        for name, norm in norms.items()
-    }
     copy = deepcopy(backbone)
-    for name, batch_norm in measured.items():
-        copy.set_submodule(name, batch_norm)
-    copy(pixels)
-    for name, norm in norms.items():
-        norm.running_mean.copy_(measured[name].running_mean)
-        norm.running_var.copy_(measured[name].running_var)
+    measured: dict[str, nn.BatchNorm2d] = {}
+    # A batch norm in train mode normalises by the statistics of the batch and, without momentum,
+    # stores them. Models of timm have batch norms in eval mode instead of frozen ones.
+    for name, norm in list(copy.named_modules()):
+        if isinstance(norm, FrozenBatchNorm2d):
+            measured[name] = nn.BatchNorm2d(len(norm.weight), norm.eps, momentum=None)
+            copy.set_submodule(name, measured[name])
+        elif isinstance(norm, nn.BatchNorm2d):
+            norm.reset_running_stats()
+            norm.momentum = None
+            measured[name] = norm.train()
+    if measured:
+        copy(pixels)
+    for name, found in measured.items():
+        norm = backbone.get_submodule(name)
+        for statistic in ("running_mean", "running_var"):
+            norm.get_buffer(statistic).copy_(found.get_buffer(statistic))
+    return len(measured)
 
 
 def folded_conv_bn(x: Tensor, convolution: nn.Module, norm: nn.Module) -> Tensor:

@@ -13,11 +13,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.ops import MLP
 
+from pipeline.utils.errors import InputError
 from student.config import ModelConfig
-from student.models.backbone import build_backbone
-from student.models.padding import feature_padding_mask, pad_images, resize_mask
+from student.models.backbone import build_backbone, map_stride, proposal_map
+from student.models.padding import feature_padding_mask, mask_padding, pad_images, resize_mask
 from student.models.proposal_queries import ProposalQueries
 from student.models.queries import LearnedQueries, QueryInputs
 from student.models.text_head import TextVerbHead
@@ -33,8 +35,6 @@ HEADS = (
     *("human_box_head.", "object_box_head.", "object_head.", "verb_head."),
     *("interactive_head.", "matching_head.", "query_source.head.", "query_source.label."),
 )
-# Stride of the feature map that `ProposalQueries` reads.
-PROPOSAL_STRIDE = 8
 
 
 class HOIDetector(nn.Module):
@@ -44,14 +44,15 @@ class HOIDetector(nn.Module):
         super().__init__()
         self.config = config
         d = config.hidden_dim
-        self.backbone = build_backbone(config.backbone, multiscale=config.queries == "proposals")
+        several = config.queries == "proposals" or config.feature_levels > 1
+        self.backbone = build_backbone(config.backbone, multiscale=several)
         channels = cast(dict[str, int], self.backbone.num_channels)
         self.input_projection = nn.Conv2d(list(channels.values())[-1], d, kernel_size=1)
         self.position_encoding = SinePositionEncoding(d)
         self.encoder = Encoder(config)
         from_proposals = config.queries == "proposals"
         self.query_source: nn.Module = (
-            ProposalQueries(config, channels["stride8"])
+            ProposalQueries(config, channels[proposal_map(channels)])
             if from_proposals
             else LearnedQueries(config.num_queries, d)
         )
@@ -65,6 +66,16 @@ class HOIDetector(nn.Module):
         )
         self.interactive_head = nn.Linear(d, 2)
         self.matching_head = nn.Linear(d, 2) if config.matching_head else None
+        # After all others, so that a seed gives a detector with one level the same weights.
+        self.finer_projections = nn.ModuleList(
+            nn.Conv2d(channels[name], d, kernel_size=1)
+            for name in list(channels)[-config.feature_levels : -1]
+        )
+        if len(channels) < config.feature_levels:
+            raise InputError(
+                f"feature_levels: expected at most {len(channels)}, the number of feature maps of"
+                f" {config.backbone}, found {config.feature_levels}"
+            )
         if from_proposals:
             # Before training the predicted boxes are the reference boxes.
             for head in (self.human_box_head, self.object_box_head):
@@ -73,6 +84,9 @@ class HOIDetector(nn.Module):
 
     def forward(self, images: ImagesOrBatch, padding_invariant: bool = False) -> Outputs:
         """Predicts Q human-object pairs for every image.
+
+        A backbone that needs it (`separate_images`) processes the images of a padded batch one by
+        one in any case.
 
         Args:
             images: normalised (3, h, w) tensors, or a `PaddedBatch`.
@@ -96,19 +110,23 @@ class HOIDetector(nn.Module):
         padded = isinstance(images, tuple) and images[0].dim() == 4
         batch = cast(PaddedBatch, images) if padded else self.pad(cast(Sequence[Tensor], images))
         pixels, padding = batch
+        sizes = map_sizes = None
         if padding_invariant and padding is not None:
-            maps, padding, map_padding = self._padding_invariant_maps(pixels, padding)
+            maps, sizes, padding, map_padding = self._padding_invariant_maps(pixels, padding)
+            map_sizes = sizes
         else:
-            maps = self.backbone(pixels)
+            if padding is not None and getattr(self.backbone, "separate_images", False):
+                sizes = self._padded_sizes(padding)
+            maps = self.backbone(pixels, sizes)
             coarsest = list(maps.values())[-1]
             map_padding = resize_mask(padding, coarsest.shape[-2:])
         features = list(maps.values())[-1]
         positions = _flatten_map(self.position_encoding(features, map_padding))
-        tokens = _flatten_map(self.input_projection(features))
+        tokens = _flatten_map(self._project(maps, sizes))
         token_padding = None if map_padding is None else map_padding.flatten(1)
 
         memory = self.encoder(tokens, positions, token_padding)
-        queries: QueryInputs = self.query_source(maps, padding, padding_invariant)
+        queries: QueryInputs = self.query_source(maps, padding, map_sizes)
         pair_features = self.human_object_decoder(
             queries.target, queries.positions, memory, positions, token_padding
         )
@@ -130,28 +148,52 @@ class HOIDetector(nn.Module):
 
     def _padding_invariant_maps(
         self, pixels: Tensor, padding: Tensor
-    ) -> tuple[dict[str, Tensor], Tensor | None, Tensor | None]:
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor | None, Tensor | None]:
         """The backbone's maps, each image's part as if the image were processed alone.
 
         Returns:
             - the feature maps by name;
-            - the padding mask of the queries, `PROPOSAL_STRIDE` times as large as their map;
+            - the sizes that the images have alone, see `_padded_sizes`;
+            - the padding mask of the queries, as large as their map times its stride;
             - the padding mask of the coarsest map.
         """
         multiple = cast(int, self.backbone.size_divisible)
-        sizes = torch.stack([(~padding).any(2).sum(1), (~padding).any(1).sum(1)], 1)
-        # An image alone is padded to multiples of `size_divisible`, so this padding counts as
-        # image.
-        padded_sizes = _round_up(sizes, multiple)
+        padded_sizes = self._padded_sizes(padding)
         maps = self.backbone(pixels, padded_sizes)
         name, features = list(maps.items())[-1]
-        map_padding = feature_padding_mask(
-            padded_sizes, int(name.removeprefix("stride")), features.shape[-2:]
-        )
+        map_padding = feature_padding_mask(padded_sizes, map_stride(name), features.shape[-2:])
         # Alone, the cells of the map end at the image's border where the image was not padded.
-        ends = _round_up(sizes, PROPOSAL_STRIDE // gcd(PROPOSAL_STRIDE, multiple))
-        size = [PROPOSAL_STRIDE * side for side in maps[f"stride{PROPOSAL_STRIDE}"].shape[-2:]]
-        return maps, feature_padding_mask(ends, 1, size), map_padding
+        read = proposal_map(maps)
+        stride = map_stride(read)
+        ends = _round_up(_image_sizes(padding), stride // gcd(stride, multiple))
+        size = [stride * side for side in maps[read].shape[-2:]]
+        return maps, padded_sizes, feature_padding_mask(ends, 1, size), map_padding
+
+    def _padded_sizes(self, padding: Tensor) -> Tensor:
+        """(B, 2) heights and widths of the images, rounded up to multiples of `size_divisible`: an
+        image alone is padded to them, so that this padding counts as image."""
+        return _round_up(_image_sizes(padding), cast(int, self.backbone.size_divisible))
+
+    def _project(self, maps: dict[str, Tensor], sizes: Tensor | None) -> Tensor:
+        """(B, d, h, w), the sum of the projected feature maps at the resolution of the last one.
+
+        Finer maps are averaged over its cells. `sizes` are heights and widths of the images where
+        the maps are those of single images.
+        """
+        *finer, last = list(maps)[-self.config.feature_levels :]
+        projected = self.input_projection(maps[last])
+        for name, projection in zip(finer, self.finer_projections, strict=True):
+            features, stride = projection(maps[name]), map_stride(name)
+            factor = map_stride(last) // stride
+            if factor > 1:
+                features = mask_padding(features, stride, sizes)
+                height, width = (
+                    factor * new - old
+                    for new, old in zip(projected.shape[-2:], features.shape[-2:], strict=True)
+                )
+                features = F.avg_pool2d(F.pad(features, (0, width, 0, height)), factor)
+            projected = projected + features
+        return projected
 
     def pad(self, images: Sequence[Tensor], pad_size: Sequence[int] = (0, 0)) -> PaddedBatch:
         """Pads normalised (3, h, w) images to a batch that the backbone accepts, at least of
@@ -188,6 +230,11 @@ class HOIDetector(nn.Module):
         if embeddings is not None:
             layers["pred_verb_embeddings"] = embeddings
         return layers
+
+
+def _image_sizes(padding: Tensor) -> Tensor:
+    """(B, 2) heights and widths of the images in a (B, H, W) padding mask."""
+    return torch.stack([(~padding).any(2).sum(1), (~padding).any(1).sum(1)], 1)
 
 
 def _round_up(sizes: Tensor, multiple: int) -> Tensor:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torchvision.ops import box_convert, roi_align
 
 from student.config import ModelConfig
+from student.models.backbone import map_stride, proposal_map
 from student.models.padding import get_valid_ratios
 from student.models.queries import QueryInputs
 
@@ -38,7 +39,7 @@ class ProposalQueries(nn.Module):
     """Queries from the most probable pairs of a person and an object.
 
     Twice as many objects as people are selected, so that they form at least Q pairs. `channels` is
-    the number of channels of the stride-8 feature map.
+    the number of channels of the feature map that is read.
     """
 
     def __init__(self, config: ModelConfig, channels: int) -> None:
@@ -59,17 +60,21 @@ class ProposalQueries(nn.Module):
         self.interaction_norm = nn.LayerNorm(hidden_dim)
 
     def forward(
-        self, maps: dict[str, Tensor], padding: Tensor | None, padding_invariant: bool = False
+        self, maps: dict[str, Tensor], padding: Tensor | None, padded_sizes: Tensor | None = None
     ) -> QueryInputs:
         """The queries of each image, with reference boxes.
 
         Args:
-            maps: the backbone's feature maps (B, C, h, w); only `stride8` is used.
+            maps: the backbone's feature maps (B, C, h, w); only one of them is used, see
+                `proposal_map`.
             padding: (B, H, W) bool at image size, True on padding, or None. Boxes are relative to
                 the unpadded images, and features on padding are ignored.
-            padding_invariant: see `HOIDetector.forward`.
+            padded_sizes: (B, 2) heights and widths in pixels of which each image's map is a map of
+                its own; None treats those of a batch as one.
         """
-        features = maps["stride8"]
+        name = proposal_map(maps)
+        features, stride = maps[name], map_stride(name)
+        ends = None if padded_sizes is None else (padded_sizes + stride - 1) // stride
         proposals = self.head(features, padding)
         people, objects = self._select_cells(proposals)
         scores = people.scores.unsqueeze(2) * objects.scores.unsqueeze(1)
@@ -89,9 +94,8 @@ class ProposalQueries(nn.Module):
         reduced = self.reduce(features)
         if padding is not None:
             reduced = reduced * proposals.valid_cells()
-        crop = padding_invariant and padding is not None
         human_region, object_region, union_region = (
-            self._pool(reduced, boxes, proposals, crop)
+            self._pool(reduced, boxes, proposals, ends)
             for boxes in (human_boxes, object_boxes, union_cxcywh(human_boxes, object_boxes))
         )
         spatial = self.place(pair_spatial_features(human_boxes, object_boxes))
@@ -120,7 +124,7 @@ class ProposalQueries(nn.Module):
         return people, TopCells(*(torch.cat(parts, 1) for parts in both))
 
     def _pool(
-        self, features: Tensor, boxes: Tensor, proposals: ProposalOutputs, padding_invariant: bool
+        self, features: Tensor, boxes: Tensor, proposals: ProposalOutputs, ends: Tensor | None
     ) -> Tensor:
         """(B, Q, channels * ROI_SIZE^2) features of regions, by RoIAlign with one sample per bin.
 
@@ -128,7 +132,7 @@ class ProposalQueries(nn.Module):
             features: (B, channels, h, w).
             boxes: (B, Q, 4) cxcywh in [0, 1] of the unpadded image.
             proposals: gives the number of cells that each image fills.
-            padding_invariant: treat each image's part of the map as a map of its own.
+            ends: (B, 2) numbers of rows and columns of each image's own map; None for one map.
         """
         cells = proposals.grid_sizes()
         corners = box_convert(boxes, "cxcywh", "xyxy") * cells.repeat(1, 2).unsqueeze(1)
@@ -139,8 +143,7 @@ class ProposalQueries(nn.Module):
         # accept any number of images.
         image = torch.arange(boxes.shape[0], device=boxes.device).to(corners).view(-1, 1, 1)
         regions = torch.cat([image.expand(-1, boxes.shape[1], 1), corners], -1).flatten(0, 1)
-        if padding_invariant:
-            ends = (cells - CELL_TOLERANCE).ceil().long().flip(1)
+        if ends is not None:
             pooled = roi_align_unpadded(features.float(), regions, ROI_SIZE, ends)
         else:
             pooled = roi_align(features.float(), regions, ROI_SIZE, sampling_ratio=1, aligned=True)

@@ -37,7 +37,7 @@ class LearnedQueries(nn.Module):
         self.embedding = nn.Embedding(num_queries, hidden_dim)
 
     def forward(
-        self, maps: dict[str, Tensor], padding: Tensor | None, padding_invariant: bool = False
+        self, maps: dict[str, Tensor], padding: Tensor | None, padded_sizes: Tensor | None = None
     ) -> QueryInputs:
         """The queries of a batch; only the batch size of the maps (B, C, h, w) is used."""
         batch = next(iter(maps.values())).shape[0]

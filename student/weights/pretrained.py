@@ -1,4 +1,4 @@
-"""Initialising a student from pretrained weights (`--pretrained`).
+"""Initialising a student from pretrained weights (`--pretrained`, `--backbone-weights`).
 
 Accepted are runs and checkpoints of this project, published EoID, CDN and DETR checkpoints,
 torchvision's ResNets and detectors, and the name "toy" for the toy dataset's detector; which of
@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torchvision.models import get_model_weights
 
 from pipeline.toy import DETECTOR, TOY
 from pipeline.utils.errors import InputError, bad_field
@@ -27,13 +28,16 @@ from pipeline.utils.weights import (
     check_finite,
     check_state_dict,
     read_checkpoint,
+    shorten_message,
     strip_prefixes,
+    strip_wrapper_prefixes,
 )
 from pipeline.vocabulary import Vocabulary, load_vocabulary, normalise_name
 from student.config import ModelConfig
 from student.models.backbone import identify_resnet
 from student.models.detector import HOIDetector
 from student.models.text_head import TEXT_BUFFERS
+from student.models.timm_backbone import TIMM_PREFIX, create_timm_model, rename_timm_weights
 from student.weights.checkpoint_file import checkpoint_path, is_student_checkpoint, parse_checkpoint
 from student.weights.published import checkpoint_argument, join_names, rename_published_key
 
@@ -55,7 +59,16 @@ OBJECT_ROWS = ("query_source.label.", "query_source.head.object_logits.")
 OBJECT_AND_NONE_ROWS = ("object_head.",)
 TEXT_PARAMS = ("verb_head.projection.", "verb_head.log_scale", "verb_head.margin")
 BOX_HEADS = ("human_box_head.", "object_box_head.")
+# Parameters that read the backbone's feature maps, and so are of no use with another backbone.
+MAP_READERS = (
+    *("input_projection.", "finer_projections."),
+    *("query_source.head.", "query_source.reduce."),
+)
+# State that no parameter depends on: other files do not have it.
 BATCH_COUNTER = "num_batches_tracked"
+PIXEL_STATISTICS = ("backbone.mean", "backbone.std")
+# Value of `--backbone-weights` for the weights of the library that the backbone is from.
+DEFAULT = "default"
 LOAD_REPORT = "pretrained.json"
 
 
@@ -99,7 +112,11 @@ def read_pretrained(path: Path) -> PretrainedFile:
         InputError: the file is missing, damaged, or none of these.
     """
     file = pretrained_path(path)
-    content = read_checkpoint(file)
+    return _parse_pretrained(read_checkpoint(file), file)
+
+
+def _parse_pretrained(content: Any, file: Path) -> PretrainedFile:
+    """The pretrained weights in the content that `read_checkpoint` returned for a file."""
     if is_student_checkpoint(content):
         return _student_checkpoint(content, file)
     entries = check_state_dict(content, file)
@@ -214,7 +231,9 @@ def _verb_names(rows: int | None) -> tuple[str, ...] | None:
     return None if rows is None else known.get(rows)
 
 
-def load_pretrained(model: HOIDetector, path: Path, vocabulary: Vocabulary) -> LoadReport:
+def load_pretrained(
+    model: HOIDetector, path: Path, vocabulary: Vocabulary, with_backbone: bool = True
+) -> LoadReport:
     """Initialises a student with the matching weights of a file.
 
     Layers are matched by number, rows of classes by the class's name, and rows of queries by
@@ -224,6 +243,7 @@ def load_pretrained(model: HOIDetector, path: Path, vocabulary: Vocabulary) -> L
         model: changed in place; unchanged when an error is raised.
         path: see `read_pretrained`.
         vocabulary: the student's vocabulary.
+        with_backbone: load the backbone too. Otherwise the file's may be another one.
 
     Returns:
         Which tensors were used, and which parameters keep their random initialisation.
@@ -232,15 +252,96 @@ def load_pretrained(model: HOIDetector, path: Path, vocabulary: Vocabulary) -> L
         InputError: the file has none of the accepted forms, its model has other sizes, or a value
             is not finite.
     """
-    # The sentence embeddings are buffers that come from the student's cache, never from the file.
-    params = {name: value for name, value in model.state_dict().items() if name not in TEXT_BUFFERS}
     file = read_pretrained(path)
+    left_out: tuple[str, ...] = ()
+    if not with_backbone:
+        is_same = file.sizes.get("backbone") == model.config.backbone
+        left_out = ("backbone.",) if is_same else ("backbone.", *MAP_READERS)
+        sizes = {name: value for name, value in file.sizes.items() if name != "backbone"}
+        file = replace(file, sizes=sizes)
+    return _load_file(model, file, vocabulary, left_out)
+
+
+def load_backbone(model: HOIDetector, weights: str, vocabulary: Vocabulary) -> LoadReport:
+    """Initialises a student's backbone.
+
+    Args:
+        model: changed in place; unchanged when an error is raised.
+        weights: a file with the weights of the backbone, or "default" for those of timm and of
+            torchvision, which are downloaded, and of the toy dataset's detector.
+        vocabulary: the student's vocabulary.
+
+    Raises:
+        InputError: the file has no weights of the backbone, or there are none to download.
+    """
+    file = _backbone_weights(weights, model)
+    key_map = {name: key for name, key in file.key_map.items() if name.startswith("backbone.")}
+    file = replace(file, key_map=key_map, sizes={"backbone": file.sizes.get("backbone")})
+    return _load_file(model, file, vocabulary)
+
+
+def _backbone_weights(weights: str, model: HOIDetector) -> PretrainedFile:
+    name = model.config.backbone
+    is_timm = name.startswith(TIMM_PREFIX)
+    if weights != DEFAULT or name == TOY:
+        path = pretrained_path(Path(TOY if weights == DEFAULT else weights))
+        content = read_checkpoint(path)
+        if not is_timm or is_student_checkpoint(content):
+            return _parse_pretrained(content, path)
+        state = strip_wrapper_prefixes(check_state_dict(content, path))
+    else:
+        path, state = Path(name), _download_backbone(name)
+        if not is_timm:
+            return _parse_pretrained(state, path)
+    entries = rename_timm_weights(cast(nn.Module, model.backbone.body), state, path)
+    return PretrainedFile(
+        path=path,
+        kind=f"weights of {name}",
+        entries=entries,
+        key_map={f"backbone.body.{key}": key for key in entries},
+        sizes={"backbone": name},
+    )
+
+
+def _download_backbone(name: str) -> dict[str, Tensor]:
+    """The weights that timm or torchvision publishes for a backbone, from the network or from the
+    cache of earlier downloads."""
+    try:
+        if name.startswith(TIMM_PREFIX):
+            return create_timm_model(name, pretrained=True).state_dict()
+        # Those that DETR started from; torchvision's later ones come from a longer training.
+        weights = get_model_weights(name)["IMAGENET1K_V1"]
+        return weights.get_state_dict(check_hash=True, weights_only=True, map_location="cpu")
+    # timm, the hub's client and torch raise errors of any type.
+    except Exception as error:
+        reason = shorten_message(error)
+        raise InputError(
+            f"--backbone-weights default: expected weights of {name} to download, found none"
+            f" ({reason}); a file can be given instead"
+        ) from None
+
+
+def _load_file(
+    model: HOIDetector,
+    file: PretrainedFile,
+    vocabulary: Vocabulary,
+    left_out: tuple[str, ...] = (),
+) -> LoadReport:
+    """Initialises a student with a file's weights, except parameters whose names begin with
+    `left_out`; see `load_pretrained`."""
+    # The sentence embeddings are buffers that come from the student's cache, never from the file.
+    params = {
+        name: value
+        for name, value in model.state_dict().items()
+        if name not in TEXT_BUFFERS and not name.startswith(left_out)
+    }
     _check_sizes(file, model.config)
     used: dict[str, list[str]] = {}
     reasons: dict[str, str] = {}
     rows: dict[str, _RowMap] = {}
     for name, key in file.key_map.items():
-        if reason := _skip_reason(name, file, params, model.config):
+        reason = "it belongs to another backbone" if name.startswith(left_out) else None
+        if reason := reason or _skip_reason(name, file, params, model.config):
             reasons.setdefault(key, reason)
             continue
         used.setdefault(key, []).append(name)
@@ -252,7 +353,11 @@ def load_pretrained(model: HOIDetector, path: Path, vocabulary: Vocabulary) -> L
         if theirs.shape[skipped:] != ours.shape[skipped:] or theirs.dim() != ours.dim():
             raise bad_field(file.path, key, f"shape {list(ours.shape)}", list(theirs.shape))
     loaded = {name: file.entries[key] for key, names in used.items() for name in names}
-    missing = tuple(name for name in params if name not in loaded)
+    missing = tuple(
+        name
+        for name in params
+        if name not in loaded and not name.endswith(BATCH_COUNTER) and name not in PIXEL_STATISTICS
+    )
     if lacking := [name for name in missing if name.startswith("backbone.")]:
         raise InputError(f"{file.path}: expected a whole backbone, found no {lacking[0]}")
     check_finite({key: file.entries[key] for key in used}, file.path)

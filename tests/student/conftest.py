@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torchvision
 from commands import Command
@@ -83,6 +84,32 @@ def build():
         return HOIDetector(config).eval()
 
     return make
+
+
+SMALL_VIT = {"depth": 3, "embed_dim": 32, "num_heads": 2}
+
+
+@pytest.fixture
+def small_timm(monkeypatch):
+    """Shrinks models of timm that have no small variant, by the arguments in the given dict."""
+    sizes = {
+        "swin_tiny_patch4_window7_224": {
+            "embed_dim": 16,
+            "depths": (1, 2, 1, 1),
+            "num_heads": (1, 1, 2, 2),
+        },
+        "vit_small_patch14_dinov2": SMALL_VIT,
+        "vit_small_patch16_dinov3": SMALL_VIT,
+        "vit_base_patch16_siglip_224": SMALL_VIT,
+        "vit_base_patch16_clip_224": SMALL_VIT,
+    }
+    create_model = timm.create_model
+
+    def create(name, **options):
+        return create_model(name, **sizes.get(name.partition(".")[0], {}), **options)
+
+    monkeypatch.setattr(timm, "create_model", create)
+    return sizes
 
 
 @pytest.fixture(scope="session")

@@ -149,7 +149,7 @@ def resolve(student, monkeypatch):
         (config,) = requested
         requested.clear()
         setup = build_inputs(config, SINGLE_PROCESS)
-        return {**setup.plan(None, None), **config.execution_settings(1)}
+        return {**setup.plan(None, None, None), **config.execution_settings(1)}
 
     return call
 

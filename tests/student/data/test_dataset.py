@@ -11,12 +11,11 @@ from pipeline.splits import load_split
 from student.data.dataset import TrainingBatches, collate, make_sample, normalise_batch
 from student.data.targets import DETECTION_FIELDS, PAIR_FIELDS, TARGET_FIELDS
 from student.data.transforms import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     NUM_RAND,
     build_augmentation,
     normalise,
 )
+from student.models.backbone import IMAGENET
 from student.models.padding import pad_images, stack_images
 from student.utils.workers import init_worker
 
@@ -160,7 +159,7 @@ def test_normalise_batch_equals_normalise_of_single_images():
     assert torch.equal(found, expected) and torch.equal(padding, mask)
     assert normalise_batch(*stack_images(images[:1]))[1] is None
     white = normalise(torch.full((3, 2, 2), 255, dtype=torch.uint8))[:, 0, 0]
-    expected = (1 - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)
+    expected = (1 - torch.tensor(IMAGENET.mean)) / torch.tensor(IMAGENET.std)
     torch.testing.assert_close(white, expected)
 
 

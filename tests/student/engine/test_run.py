@@ -16,6 +16,7 @@ from pipeline.vocabulary import load_vocabulary
 from student.data.dataset import TrainingDataset
 from student.engine.evaluate import Validator, evaluate_checkpoint, evaluate_model
 from student.engine.run import run_student
+from student.models.timm_backbone import create_timm_model
 from student.weights.checkpoint_file import load_checkpoint
 
 
@@ -428,3 +429,40 @@ def test_the_last_scores_of_a_curve_are_those_of_an_evaluation(configure_run, tm
     metrics = evaluate_run(tmp_path / "short", config.data, tmp_path / "again")
     for name, value in line["metrics"].items():
         assert metrics[name] == pytest.approx(value, abs=1e-6)
+
+
+def test_a_run_of_an_earlier_version_is_resumed(run, configure_run, messages):
+    """Settings that it does not know have their defaults."""
+    plan = read_json(run / "config.json")
+    assert plan["recipe"]["model"].pop("feature_levels") == 1
+    assert plan.pop("backbone_weights") is None
+    write_json(run / "config.json", plan)
+    run_student(configure_run(run))
+    assert any("this run is finished" in line for line in messages)
+    with pytest.raises(InputError, match=r"found others \(--feature-levels: 1, now 2\)"):
+        run_student(configure_run(run, feature_levels=2))
+
+
+def test_backbone_weights_are_needed_by_new_runs_only(configure_run, tmp_path, messages):
+    torch.manual_seed(3)
+    file = tmp_path / "vit.safetensors"
+    state = create_timm_model("timm:test_vit").state_dict()
+    save_file(state, file)
+    options = {"backbone": "timm:test_vit", "backbone_weights": str(file)}
+    config = configure_run(tmp_path / "run", **options)
+    run_student(config)
+    out = "\n".join(messages)
+    assert "pretrained weights: vit.safetensors, weights of timm:test_vit" in out
+    assert "random weights" not in out
+    # Preset toy freezes the backbone.
+    weights = load_checkpoint(config.out / "checkpoint.pt").weights
+    for name, value in weights.items():
+        if name.startswith("backbone.body."):
+            assert torch.equal(value, state[name.removeprefix("backbone.body.")])
+    report = read_json(config.out / "pretrained.json")
+    assert report["backbone"]["file"] == str(file) and report["backbone"]["used"]
+    file.unlink()
+    run_student(config)
+    assert "this run is finished" in "\n".join(messages)
+    with pytest.raises(InputError, match=r"vit\.safetensors: no such file"):
+        run_student(configure_run(tmp_path / "other", **options))

@@ -14,11 +14,11 @@ from pipeline.utils.errors import InputError
 from pipeline.vocabulary import vocabulary_from_dict
 from student.cli import main as train
 from student.data.text_embeddings import build_text_embeddings
-from student.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from student.engine.evaluate import evaluate_checkpoint
 from student.inference.cli import main as predict
 from student.inference.detector import Detector
 from student.inference.export import trace_detector
+from student.models.backbone import IMAGENET
 from student.weights.checkpoint_file import CHECKPOINT, load_checkpoint, save_checkpoint
 from student.weights.load import load_student
 
@@ -263,7 +263,7 @@ def test_an_exported_student_contains_the_sentences(run, prompts):
     assert "pred_verb_embeddings" in names
     image = torch.rand(3, 96, 128, generator=torch.Generator().manual_seed(1))
     found = program.module()(image[None], torch.tensor([[96, 128]]))
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in IMAGENET)
     with torch.no_grad():
         expected = detector.predictor.model([(image - mean) / std])
     for name in ("pred_verb_logits", "pred_verb_embeddings"):

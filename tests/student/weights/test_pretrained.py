@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import torchvision
 from safetensors.torch import save_file
@@ -16,7 +17,7 @@ from pipeline.utils.errors import InputError
 from pipeline.vocabulary import load_vocabulary, normalise_name
 from student.config import Recipe
 from student.weights.checkpoint_file import Checkpoint, save_checkpoint
-from student.weights.pretrained import LoadReport, load_pretrained
+from student.weights.pretrained import LoadReport, load_backbone, load_pretrained
 from student.weights.published import to_published
 
 HICO = load_vocabulary("hico-det")
@@ -459,3 +460,126 @@ def test_report():
     value = json.loads(json.dumps(report.to_dict()))
     assert value["file"] == "weights/detr.pth" and value["unused"] == report.unused
     assert value["used"] == report.used and value["random"] == list(report.missing)
+
+
+TIMM_VIT = "timm:vit_base_patch16_siglip_224.webli"
+BODY = "backbone.body."
+
+
+@pytest.fixture
+def vit(small_timm, build, small_config):
+    """`vit(seed)` is a detector with a small ViT."""
+    return lambda seed=0: build(replace(small_config, backbone=TIMM_VIT), seed)
+
+
+@pytest.fixture
+def vit_state(small_timm):
+    """The whole state dict of the ViT, with the parts that a student does not have."""
+    torch.manual_seed(5)
+    return timm.create_model(TIMM_VIT.removeprefix("timm:"), dynamic_img_size=True).state_dict()
+
+
+def assert_only_the_body_is(model, before, state):
+    for name, value in model.state_dict().items():
+        expected = state[name.removeprefix(BODY)] if name.startswith(BODY) else before[name]
+        assert torch.equal(value, expected), name
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "visual.trunk."])
+def test_a_file_initialises_a_backbone_of_timm(vit, vit_state, tmp_path, prefix):
+    """With timm's own names, or with those of open_clip."""
+    model, file = vit(), tmp_path / "vit.safetensors"
+    save_file({prefix + name: value for name, value in vit_state.items()}, file)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    report = load_backbone(model, str(file), HICO)
+    assert_only_the_body_is(model, before, vit_state)
+    assert report.kind == f"weights of {TIMM_VIT}" and report.has("backbone")
+    assert not any(name.startswith("backbone.") for name in report.missing)
+    assert report.unused and all(name.startswith("attn_pool.") for name in report.unused)
+
+
+def test_a_run_initialises_a_backbone_of_timm(vit, tiny_recipe, tmp_path):
+    trained, model, file = vit(3), vit(), tmp_path / "run.pt"
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    recipe = replace(tiny_recipe, model=trained.config)
+    split = load_split(HICO, "ua")
+    save_checkpoint(file, Checkpoint(recipe, HICO, split, trained.state_dict(), {}))
+    report = load_backbone(model, str(file), HICO)
+    bodies = {name.removeprefix(BODY): value for name, value in trained.state_dict().items()}
+    assert_only_the_body_is(model, before, bodies)
+    assert report.kind == "a student checkpoint"
+
+
+def test_backbone_and_transformer_from_two_files(vit, build, config, detr_state, tmp_path):
+    file, resnet_file = tmp_path / "detr.pth", tmp_path / "resnet.pth"
+    state = detr_state()
+    torch.save({"model": state}, file)
+    torch.save(resnet("resnet18"), resnet_file)
+    for name in (TIMM_VIT, "resnet18"):
+        model = build(replace(config, backbone=name))
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        report = load_pretrained(model, file, HICO, with_backbone=False)
+        assert not report.has("backbone") and not any("backbone" in one for one in report.missing)
+        reads_maps = "it belongs to another backbone"
+        assert (report.unused.get("input_proj.weight") == reads_maps) == (name == TIMM_VIT)
+        assert report.unused["backbone.0.body.conv1.weight"] == reads_maps
+        encoder = "encoder.layers.0.linear1.weight"
+        assert torch.equal(model.state_dict()[encoder], state[f"transformer.{encoder}"])
+        for key, value in model.state_dict().items():
+            assert not key.startswith("backbone.") or torch.equal(value, before[key])
+    load_backbone(model, str(resnet_file), HICO)
+    first = "backbone.body.conv1.weight"
+    assert torch.equal(model.state_dict()[first], torch.load(resnet_file)["conv1.weight"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lambda vit: {"a": torch.ones(1)}, r"expected a whole backbone, found no backbone\.body\."),
+        (lambda vit: resnet("resnet18"), r"expected a whole backbone, found no backbone\.body\."),
+        (lambda vit: {**vit, "norm.bias": torch.ones(7)}, r"norm\.bias: expected shape \[32\]"),
+        (lambda vit: {**vit, "norm.bias": torch.full((32,), torch.nan)}, r"norm\.bias: .*NaN"),
+        (lambda vit: {"visual.class_embedding": torch.ones(1)}, r"another architecture's|whole"),
+    ],
+)
+def test_files_without_the_backbone_are_refused(vit, vit_state, tmp_path, content, message):
+    model, file = vit(), tmp_path / "a.pth"
+    torch.save(content(vit_state), file)
+    with pytest.raises(InputError, match=rf"a\.pth: .*({message})") as error:
+        load_backbone(model, str(file), HICO)
+    assert "\n" not in str(error.value)
+
+
+def test_default_weights_are_downloaded(vit, build, small_config, vit_state, monkeypatch):
+    create_model = timm.create_model
+
+    def download(name, pretrained, **options):
+        model = create_model(name, pretrained=False, **options)
+        if pretrained:
+            model.load_state_dict(vit_state)
+        return model
+
+    model = vit()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    monkeypatch.setattr(timm, "create_model", download)
+    load_backbone(model, "default", HICO)
+    assert_only_the_body_is(model, before, vit_state)
+
+    given = []
+
+    def fetch(url, **options):
+        given.append((url, options))
+        return resnet("resnet18")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fetch)
+    assert load_backbone(build(small_config), "default", HICO).has("backbone")
+    ((url, options),) = given
+    assert "resnet18-f37072fd" in url and options["weights_only"] and options["check_hash"]
+
+    def fail(*_, **__):
+        raise OSError("no network\nat all")
+
+    monkeypatch.setattr(timm, "create_model", fail)
+    message = rf"--backbone-weights default: expected weights of {TIMM_VIT} .*\(no network at all\)"
+    with pytest.raises(InputError, match=message):
+        load_backbone(model, "default", HICO)
