@@ -10,7 +10,6 @@ and draws them beside it.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -25,14 +24,12 @@ from matplotlib.figure import Figure
 
 from benchmarks.photographs import DETECTIONS, TEACHER, write_photographs
 from benchmarks.plain_student import PlainTraining
-from benchmarks.program import run_main
+from benchmarks.program import recipe_setting, run_main
 from evaluation.hico.average_precision import evaluate
 from pipeline.splits import FULL
-from pipeline.utils.config_fields import list_settings
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import differing_keys, read_json, write_json
 from pipeline.utils.progress import Progress
-from student.config import RECIPE_PARTS
 from student.data.dataset import Batch, TrainingBatches
 from student.data.samplers import DistributedBatchSampler, steps_per_epoch
 from student.engine.checkpointing import RunState, find_latest_intact, list_checkpoints
@@ -235,31 +232,6 @@ def positive_int(text: str) -> int:
     return value
 
 
-def setting(text: str) -> tuple[str, Any]:
-    """NAME=VALUE on the command line: a field of the recipe, and a value in JSON."""
-    name, equals, value = text.partition("=")
-    kinds = {
-        name: kind
-        for part in RECIPE_PARTS.values()
-        for name, (_, kind) in list_settings(part).items()
-    }
-    if not equals or name not in kinds:
-        expected = "NAME=VALUE with a setting's name, such as hidden_dim=64"
-        raise argparse.ArgumentTypeError(f"expected {expected}, found {text}")
-    try:
-        found = json.loads(value)
-    except json.JSONDecodeError:
-        found = None
-    kind = kinds[name]
-    # A bool is an int of Python, and an int a valid float.
-    if type(found) is not kind and not (kind is float and type(found) is int):
-        raise argparse.ArgumentTypeError(
-            f'{name}: expected a value of type {kind.__name__} in JSON, such as 1, true or "text",'
-            f" found {value}"
-        )
-    return name, found
-
-
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -278,7 +250,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--set",
-        type=setting,
+        type=recipe_setting,
         nargs="*",
         action="extend",
         default=[],

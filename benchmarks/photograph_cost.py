@@ -27,7 +27,7 @@ from torchvision.models import get_model
 
 from benchmarks.cache_build import random_clip
 from benchmarks.photographs import DETECTIONS, PHOTOS, TEACHER, write_teacher
-from benchmarks.program import run_main
+from benchmarks.program import recipe_setting, run_main
 from pipeline.images import read_image
 from pipeline.splits import FULL
 from pipeline.utils.files import write_json
@@ -155,7 +155,7 @@ def predict(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Measures the published student for HICO-DET on one image at a time."""
     vocabulary, tasks = load_vocabulary("hico-det"), read_data(options.photographs).image_tasks
     sizes = (vocabulary.num_objects, vocabulary.num_verbs, vocabulary.person)
-    recipe = get_preset("published", *sizes).override(backbone=options.backbone)
+    recipe = get_preset("published", *sizes).override(**dict(options.set))
     model = HOIDetector(recipe.model).eval().to(memory_format=torch.channels_last)
     resize, watch = build_evaluation_resize(recipe.train.augmentation), Stopwatch()
     for index, task in enumerate([tasks[0], *tasks]):
@@ -179,7 +179,7 @@ def train(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     write_teacher(teacher, load_vocabulary(PHOTOS / "vocabulary.json"))
     boxes = {"proposals": PHOTOS / DETECTIONS, "clip_model": str(teacher)}
     build_cache(BuildConfig(PHOTOS, cache, limit=limit, **boxes, device="cpu"))
-    settings = {"backbone": options.backbone}
+    settings = dict(options.set)
     config = RunConfig(PHOTOS, cache, FULL, folder / "run", options=settings, limit=limit)
     inputs, size = build_inputs(config, SINGLE_PROCESS), options.batch_size
     images, model, watch = inputs.images, HOIDetector(inputs.recipe.model).train(), Stopwatch()
@@ -270,7 +270,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True, help="a figure is put beside this file")
     parser.add_argument("--detectors", nargs="+", default=[DEFAULT_DETECTOR], help="of torchvision")
     parser.add_argument("--clips", nargs="+", default=["ViT-B-32", "RN50x16"], help="of open_clip")
-    parser.add_argument("--backbone", default="resnet50", help="of the student")
+    parser.add_argument(
+        "--set",
+        type=recipe_setting,
+        nargs="*",
+        default=[],
+        metavar="NAME=VALUE",
+        help="other settings of the student, values in JSON",
+    )
     parser.add_argument(
         "--photographs", type=int, default=4, help="for detector and student, at most 20"
     )

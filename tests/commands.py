@@ -2,13 +2,19 @@
 processes forked from one that has."""
 
 import io
-import os
+import shlex
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
+
+from evaluation.cli import main as eval_main
+from pipeline.cli import main as data_main
+from student.cli import main as train_main
+from student.inference.cli import main as predict_main
+from teacher_cache.cli import main as cache_main
 
 
 def run_command(main, name, *words):
@@ -57,14 +63,24 @@ class Command:
         return self.process.exitcode, out, err
 
 
+MAINS = {
+    "eoid-data": data_main,
+    "eoid-cache": cache_main,
+    "eoid-train": train_main,
+    "eoid-eval": eval_main,
+    "eoid-predict": predict_main,
+}
+
+
+def run_words(name, *words):
+    """Runs a command by its name; it must succeed."""
+    done = run_command(MAINS[name], name, *words)
+    assert done.returncode == 0, (name, words, done.stderr)
+
+
 def run_script(script, folder):
-    """Runs commands of the documentation in a folder, with the programs of this environment."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    done = subprocess.run(
-        ["bash", "-euc", script],
-        cwd=folder,
-        env={**os.environ, "PATH": path},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    """Runs commands of the documentation in a folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for line in script.replace("\\\n", " ").splitlines():
+            run_words(*shlex.split(line))
