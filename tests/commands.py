@@ -82,5 +82,5 @@ def run_script(script, folder):
     """Runs commands of the documentation in a folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for line in script.replace("\\\n", " ").splitlines():
+        for line in filter(None, script.replace("\\\n", " ").splitlines()):
             run_words(*shlex.split(line))
