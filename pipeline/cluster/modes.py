@@ -14,9 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-import torch
-
-from pipeline.utils.devices import num_usable_cores
 from pipeline.utils.errors import InputError
 from pipeline.utils.logging import get_logger
 from pipeline.utils.progress import Progress
@@ -149,6 +146,9 @@ def resolve_mode(mode: ExecutionMode | None, device: str) -> ExecutionMode:
     """The configured mode, or by default one process per GPU where there are several."""
     if mode is not None:
         return mode
+    # Commands build a mode before they know that they need PyTorch.
+    import torch
+
     gpus = torch.cuda.device_count() if device == "auto" else 0
     return LocalWorkers(gpus) if gpus > 1 else InProcess()
 
@@ -192,6 +192,8 @@ def threads_per_worker(mode: ExecutionMode) -> int | None:
     value = os.environ.get("OMP_NUM_THREADS", "")
     if value.isdecimal() and int(value):
         return int(value)
+    from pipeline.utils.devices import num_usable_cores
+
     return max(1, num_usable_cores() // mode.count)
 
 

@@ -1,6 +1,5 @@
 import pytest
 
-from pipeline.cluster import modes
 from pipeline.cluster.modes import (
     ArrayShare,
     InProcess,
@@ -51,7 +50,7 @@ def test_memory_in_slurms_form(text, size):
 )
 def test_threads(monkeypatch, mode, omp_num_threads, cores, threads):
     monkeypatch.setenv("OMP_NUM_THREADS", omp_num_threads)
-    monkeypatch.setattr(modes, "num_usable_cores", lambda: cores)
+    monkeypatch.setattr("pipeline.utils.devices.num_usable_cores", lambda: cores)
     assert threads_per_worker(mode) == threads
 
 
