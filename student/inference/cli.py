@@ -20,9 +20,12 @@ from pipeline.utils.cli import (
 )
 from pipeline.utils.cli_options import FloatRange, PathType, config_option, option
 from pipeline.utils.errors import InputError
+from pipeline.utils.logging import get_logger
 
 if TYPE_CHECKING:
     from pipeline.cluster.modes import ArrayShare, ExecutionMode
+
+logger = get_logger(__name__)
 
 PATH = PathType()
 COUNT = click.IntRange(min=1)
@@ -294,11 +297,17 @@ def predict(
     if share is not None and overwrite:
         raise InputError("--overwrite: expected none with --array; remove the results first")
     nms = build_nms_config(**options)
+    # What is checked here needs no PyTorch, whose import takes seconds.
     if images:
         from student.inference.input_files import refuse_missing
 
-        # Before PyTorch is loaded, which takes seconds.
         refuse_missing(images)
+    listener = None
+    if serve:
+        from student.inference.serve import listen
+
+        listener = listen(host or HOST, PORT_NUMBER if port is None else port)
+        logger.info(f"loading {model}")
     from student.inference.detector import Detector
     from student.inference.postprocess import SelectionConfig
 
@@ -349,13 +358,13 @@ def predict(
                 )
                 if file is not None:
                     click.echo(f"predictions in {file}")
-    elif serve:
+    elif listener is not None:
+        from student.inference.action_encoder import ActionEncoder
         from student.inference.page import PageConfig
-        from student.inference.serve import ActionEncoder, listen
         from student.inference.serve import serve as serve_page
 
         selection = SelectionConfig(THRESHOLD if threshold is None else threshold, top or TOP, nms)
-        with listen(host or HOST, PORT_NUMBER if port is None else port) as listener:
+        with listener:
             detector = Detector.open(model, device, vocabulary, split, num_heads, prompts)
             encoder = None
             if cache is not None:

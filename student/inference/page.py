@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import stat
 import tempfile
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +25,12 @@ from pipeline.images import read_image, read_image_size
 from pipeline.utils.errors import InputError
 from pipeline.utils.text import count_noun
 from pipeline.vocabulary import Vocabulary
+from student.inference.action_encoder import MAX_ACTIONS_TEXT
 from student.inference.batch_predictor import Prediction, UnreadableImage
 from student.inference.detector import Detector
 from student.inference.postprocess import NUM_DETECTIONS, SelectionConfig
 from student.inference.results import HOIResult, build_result
-from student.utils.preemption import StopSignalHandler
+from student.utils.preemption import StopRequest, StopSignalHandler
 from student.weights.checkpoint_file import BEST, CHECKPOINT
 
 MAX_UPLOAD_MB = 200
@@ -39,8 +44,12 @@ MAX_CLIP_SECONDS, MAX_CLIP_FRAMES = 30, 100
 MAX_CLIP_RATE = 120
 # Age in seconds at which files and kept pictures of a page that is still open are removed.
 MAX_AGE = 3600
-MAX_QUEUE = 20
-MAX_ACTIONS_TEXT = 1000
+# Of all files together.
+MAX_STORED_MB = 2000
+# Of requests that wait: a class of students can drop pictures at once.
+MAX_QUEUE = 50
+# Kept pictures have some megabytes each.
+MAX_KEPT_PICTURES = 100
 WELCOME = "Drop a picture or a clip to see people, objects and the actions that connect them."
 
 
@@ -157,17 +166,21 @@ def predict_clip(
     drawn, lines = folder / f"{path.stem}.mp4", folder / "lines.jsonl"
     every = max(config.every, math.ceil(num_frames / MAX_CLIP_FRAMES))
     settings = {"every": every, "smooth": config.smooth}
-    predict_video(
-        detector,
-        path,
-        drawn,
-        lines,
-        config.selection,
-        every,
-        config.smooth,
-        settings,
-        stop=stop,
-    )
+    try:
+        predict_video(
+            detector,
+            path,
+            drawn,
+            lines,
+            config.selection,
+            every,
+            config.smooth,
+            settings,
+            stop=stop,
+        )
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     found = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
     lines.unlink()
     found[0]["video"] = path.name
@@ -179,7 +192,7 @@ def build_page(
     config: PageConfig,
     open_with: Callable[[str], Detector] | None,
     uploads: Path,
-    stop: StopSignalHandler,
+    stops: dict[str, StopSignalHandler],
 ) -> Any:
     """The page as gradio `Blocks`.
 
@@ -189,7 +202,7 @@ def build_page(
         open_with: opens the detector with the further actions of a text; None for a page without a
             box for them.
         uploads: the folder in which gradio puts uploaded files, for drawn clips too.
-        stop: ends predictions of clips when its `request` is set.
+        stops: receives a handler for each clip that is being predicted, by its visitor.
     """
     import gradio as gr
 
@@ -217,11 +230,16 @@ def build_page(
             values_json: result.to_dict(),
         }
 
-    def show_clip(path: Path, threshold: float, top: float) -> dict[Any, Any]:
-        chosen = replace(selection, threshold=threshold, top=int(top))
-        video, lines = predict_clip(
-            current[0], path, uploads, replace(config, selection=chosen), stop
-        )
+    def show_clip(path: Path, threshold: float, top: float, visitor: str) -> dict[Any, Any]:
+        chosen = replace(config, selection=replace(selection, threshold=threshold, top=int(top)))
+        stop = stops[visitor] = StopSignalHandler()
+        try:
+            video, lines = predict_clip(current[0], path, uploads, chosen, stop)
+        except SystemExit:
+            # In this thread it would end the server.
+            raise InputError("the prediction was stopped") from None
+        finally:
+            del stops[visitor]
         rows = _clip_rows(lines)
         unseen = sum(action.startswith("★") for _, action in rows)
         return {
@@ -232,7 +250,11 @@ def build_page(
             values_json: lines,
         }
 
-    def predict(path: str | None, threshold: float, top: float) -> dict[Any, Any]:
+    def leave(visit: Any) -> None:
+        if stop := stops.get(visit.session_hash):
+            stop.request = StopRequest.REQUEUE
+
+    def predict(path: str | None, threshold: float, top: float, visit: Any) -> dict[Any, Any]:
         values = {
             picture: None,
             status: gr.Markdown(WELCOME, elem_classes=[]),
@@ -254,7 +276,7 @@ def build_page(
                 kept = read_picture(current[0], file)
                 values |= {picture: kept, **show(kept, threshold, top)}
             else:
-                values |= show_clip(file, threshold, top)
+                values |= show_clip(file, threshold, top, visit.session_hash)
             values[results] = gr.Column(visible=True)
         except InputError as error:
             # The folder of uploads means nothing to the reader of the page.
@@ -271,6 +293,8 @@ def build_page(
         names = _added_actions(detector, current[0])
         return gr.Markdown(f"Added: {', '.join(names)}." if names else "", elem_classes=[])
 
+    # gradio passes the request by this annotation.
+    predict.__annotations__["visit"] = leave.__annotations__["visit"] = gr.Request
     with gr.Blocks(title="EoID", analytics_enabled=False, delete_cache=(60, MAX_AGE)) as page:
         gr.Markdown(_introduction(detector))
         picture = gr.State(None, time_to_live=MAX_AGE)
@@ -324,14 +348,18 @@ def build_page(
                         interactive=False,
                         buttons=[],
                         wrap=True,
+                        # Without widths, columns become wider than a phone.
+                        column_widths=["20%", "80%"],
                     )
                     with gr.Accordion("JSON", open=False):
                         values_json = gr.JSON(show_label=False, buttons=["copy"], max_height=400)
         model = {"concurrency_id": "model", "concurrency_limit": 1}
+        # Over the name of the file; on outputs, the progress would cover their texts.
+        shown = {"show_progress_on": upload}
         inputs = [upload, threshold, top]
         outputs = [picture, status, results, drawn, clip, again, table, values_json]
-        upload.change(predict, inputs, outputs, api_name="predict", **model)
-        again.click(predict, inputs, outputs, api_name=False, **model)
+        upload.change(predict, inputs, outputs, api_name="predict", **model, **shown)
+        again.click(predict, inputs, outputs, api_name=False, **model, **shown)
         for name, slider in (("threshold", threshold), ("top", top)):
             slider.input(
                 show,
@@ -343,11 +371,33 @@ def build_page(
             )
         if open_with is not None:
             button.click(set_actions, actions, added, api_name="actions", **model).then(
-                predict, inputs, outputs, api_name=False, **model
+                predict, inputs, outputs, api_name=False, **model, **shown
             )
+        page.unload(leave)
     # gradio checks the paths in requests only if this is set, as it is by its own server.
     page.has_launched = True
+    page.state_session_capacity = MAX_KEPT_PICTURES
     return page.queue(max_size=MAX_QUEUE)
+
+
+def make_room(folder: Path, max_mb: int = MAX_STORED_MB) -> None:
+    """Deletes files that are older than `MAX_AGE`, and the oldest ones of more than `max_mb`.
+
+    gradio deletes old files too, but not those of uploads that were broken off.
+    """
+    found = []
+    for path in folder.glob("**/*"):
+        # gradio may delete it at the same time.
+        with suppress(OSError):
+            status = path.lstat()
+            if stat.S_ISREG(status.st_mode):
+                found.append((status.st_ctime, status.st_size, path))
+    total = sum(size for _, size, _ in found)
+    for changed, size, path in sorted(found):
+        if total <= max_mb << 20 and changed > time.time() - MAX_AGE:
+            break
+        path.unlink(missing_ok=True)
+        total -= size
 
 
 def _is_image(path: Path) -> bool:

@@ -5,9 +5,8 @@ file of this machine: only files that were uploaded to the page are read, as pic
 their content, and only the addresses that the page itself uses are served. Uploads and drawings are
 in a temporary folder, which is removed at the end.
 
-A sentence for a new action has to be embedded by the teacher's CLIP, which the student never
-imports. With a teacher cache at hand, the page therefore runs `eoid-cache prompts` on it, in a
-process of its own, and opens the student again with the prompts file that this writes.
+The module imports neither PyTorch nor gradio before they are needed, so that a taken port is
+reported at once.
 """
 
 from __future__ import annotations
@@ -17,37 +16,32 @@ import logging
 import os
 import re
 import socket
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.utils.cli import EXIT_INTERRUPTED
 from pipeline.utils.errors import InputError
 from pipeline.utils.logging import get_logger
 from pipeline.utils.signals import exit_on_sigterm
-from student.inference.detector import Detector
-from student.inference.page import MAX_ACTIONS_TEXT, MAX_UPLOAD_MB, PageConfig, build_page
-from student.models.text_head import TextVerbHead
 from student.utils.preemption import StopRequest, StopSignalHandler
-from teacher_cache.reader.cache import open_cache
+
+if TYPE_CHECKING:
+    from student.inference.action_encoder import ActionEncoder
+    from student.inference.detector import Detector
+    from student.inference.page import PageConfig
 
 logger = get_logger(__name__)
 
 # Name of the folder of uploads and drawings in the temporary folder.
 UPLOADS = "uploads"
-MAX_UPLOAD_BYTES = MAX_UPLOAD_MB * 1_000_000
 # Of requests, beside an uploaded file.
 MAX_REQUEST_BYTES = 1_000_000
 # Of the errors of requests, in characters.
 MAX_ERROR = 200
-# `eoid-cache`, which need not be on the path of a service.
-ENCODE = "from teacher_cache.cli import main; main()"
-ENCODER_SECONDS = 600
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 # What the page and gradio's Python client ask for. gradio has further addresses, for example to
 # fetch other servers' files, which nothing here needs.
@@ -60,71 +54,8 @@ UPLOAD_ADDRESS = "/gradio_api/upload"
 CSS = """
 footer { display: none !important; }
 .drawn img { object-fit: contain; }
-.error { border-left: 4px solid #d55e00; padding-left: 10px; }
+.prose.error { border-left: 4px solid #d55e00; padding-left: 10px; }
 """
-
-
-class ActionEncoder:
-    """Opens the student with further actions, whose sentences a teacher cache's CLIP embeds.
-
-    Args:
-        detector: a student with a text verb head.
-        cache: a teacher cache of the CLIP that it was trained with.
-        open_detector: opens the student with a prompts file, or without one.
-
-    Raises:
-        InputError: the student has another verb head, or the cache is another CLIP's.
-    """
-
-    def __init__(
-        self, detector: Detector, cache: Path, open_detector: Callable[[Path | None], Detector]
-    ) -> None:
-        model = detector.predictor.model
-        if not isinstance(model.verb_head, TextVerbHead):
-            raise InputError(
-                f"{detector.file}: expected a student trained with --verb-head text for --cache,"
-                " found a linear one"
-            )
-        if open_cache(cache).text_model != model.config.text_model:
-            raise InputError(
-                f"{cache}: expected a cache of the CLIP that {detector.file} was trained with,"
-                " found another's"
-            )
-        self._cache, self._open_detector = cache, open_detector
-
-    def open(self, actions: str, folder: Path) -> Detector:
-        """Opens the student with the actions of a text, one per line, in the form of `--add`.
-
-        Args:
-            actions: an empty text opens the student as it was trained.
-            folder: for the prompts file.
-
-        Raises:
-            InputError: an action is not accepted, or the CLIP cannot be loaded.
-        """
-        lines = [line.strip() for line in actions.splitlines() if line.strip()]
-        if not lines:
-            return self._open_detector(None)
-        if len(actions) > MAX_ACTIONS_TEXT:
-            raise InputError(f"expected at most {MAX_ACTIONS_TEXT} characters of actions")
-        file = folder / "prompts.h5"
-        # With "=", an action that begins with a dash is no option.
-        words = [f"--add={line}" for line in lines]
-        done = subprocess.run(
-            [
-                *(sys.executable, "-c", ENCODE, "prompts", str(self._cache), *words),
-                *("--out", str(file), "--overwrite", "--device", "cpu"),
-            ],
-            capture_output=True,
-            text=True,
-            timeout=ENCODER_SECONDS,
-        )
-        if done.returncode:
-            logger.debug(done.stderr.strip())
-            reason = (done.stderr.strip().splitlines() or ["eoid-cache: it ended early"])[-1]
-            text = reason.partition(": ")[2].removeprefix("--add: ")
-            raise InputError(text.replace(str(self._cache), "the cache"))
-        return self._open_detector(file)
 
 
 def serve(
@@ -155,13 +86,17 @@ def serve(
         import uvicorn
 
         # Without handlers of signals, which uvicorn has. The process ends only with its threads.
-        stop = StopSignalHandler()
-        app = build_app(detector, config, encoder, Path(folder), stop)
+        stops: dict[str, StopSignalHandler] = {}
+        app = build_app(detector, config, encoder, Path(folder), stops)
         host, port = listener.getsockname()[:2]
         if host not in LOOPBACK:
             logger.warning("everyone who reaches this address can use the page, without a password")
         shown = f"[{host}]" if ":" in host else host
         debug = logger.isEnabledFor(logging.DEBUG)
+        if not debug:
+            # What libraries log and warn about uploads means nothing to the user of the command.
+            logging.captureWarnings(True)
+            logging.getLogger().addHandler(logging.NullHandler())
         settings = uvicorn.Config(
             app,
             # Open pages keep a connection: waiting for them is no error worth a line.
@@ -183,12 +118,12 @@ def serve(
             # There is nothing to resume, as the message about an interruption would say.
             sys.exit(EXIT_INTERRUPTED)
         finally:
-            stop.request = StopRequest.REQUEUE
+            for stop in list(stops.values()):
+                stop.request = StopRequest.REQUEUE
 
 
-@contextmanager
-def listen(host: str, port: int) -> Iterator[socket.socket]:
-    """Opens a port, before the model is loaded, so that a taken one is found at once.
+def listen(host: str, port: int) -> socket.socket:
+    """Opens a port.
 
     Args:
         host: address of this machine, or a name for one.
@@ -211,18 +146,19 @@ def listen(host: str, port: int) -> Iterator[socket.socket]:
         )[0]
     except (socket.gaierror, UnicodeError):
         raise InputError(f"--host: expected an address of this machine, found {host!r}") from None
-    with socket.socket(family, kind, protocol) as listener:
-        # A port stays taken for a minute after its server ended.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(address)
-            listener.listen()
-        except OSError as error:
-            raise InputError(
-                f"--host, --port: expected a free port of this machine, found {host}:{port}"
-                f" ({error.strerror})"
-            ) from None
-        yield listener
+    listener = socket.socket(family, kind, protocol)
+    # A port stays taken for a minute after its server ended.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        raise InputError(
+            f"--host, --port: expected a free port of this machine, found {host}:{port}"
+            f" ({error.strerror})"
+        ) from None
+    return listener
 
 
 def build_app(
@@ -230,28 +166,31 @@ def build_app(
     config: PageConfig,
     encoder: ActionEncoder | None,
     folder: Path,
-    stop: StopSignalHandler,
+    stops: dict[str, StopSignalHandler],
 ) -> Any:
-    """The page as an ASGI application; see `serve`."""
+    """The page as an ASGI application; see `serve` and `build_page`."""
     import gradio
     from fastapi import FastAPI
+
+    from student.inference.page import MAX_UPLOAD_MB, build_page, make_room
 
     # gradio prints tracebacks, also for values that no slider has.
     for module in (gradio.queueing, gradio.routes):
         module.traceback = _OneLineTraceback
     app = FastAPI(openapi_url=None)
-    app.add_middleware(RequestFilter)
+    uploads, max_upload = folder / UPLOADS, MAX_UPLOAD_MB << 20
+    app.add_middleware(RequestFilter, max_upload=max_upload, make_room=partial(make_room, uploads))
     open_with = None if encoder is None else partial(encoder.open, folder=folder)
     return gradio.mount_gradio_app(
         app,
-        build_page(detector, config, open_with, folder / UPLOADS, stop),
+        build_page(detector, config, open_with, uploads, stops),
         path="/",
         # Fonts of the system; others would be loaded from the internet.
         theme=gradio.themes.Default(
             font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
         ),
         css=CSS,
-        max_file_size=MAX_UPLOAD_BYTES,
+        max_file_size=max_upload,
         footer_links=[],
         run_history=False,
         show_error=False,
@@ -275,16 +214,24 @@ class _OneLineTraceback:
 
 class RequestFilter:
     """ASGI middleware that refuses requests which the page does not make: other addresses, and
-    bodies that are large or of unknown size."""
+    bodies that are large or of unknown size. It also limits what visitors fill the disk with.
 
-    def __init__(self, app: Any) -> None:
-        self._app = app
+    Args:
+        app: the application.
+        max_upload: largest uploaded file in bytes.
+        make_room: see `student.inference.page.make_room`.
+    """
+
+    def __init__(self, app: Any, max_upload: int, make_room: Callable[[], None]) -> None:
+        self._app, self._max_upload, self._make_room = app, max_upload, make_room
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http" and (status := self._refusal(scope)):
             await send({"type": "http.response.start", "status": status, "headers": []})
             await send({"type": "http.response.body", "body": b""})
         else:
+            if scope["type"] == "http" and scope["method"] == "POST":
+                self._make_room()
             await self._app(scope, receive, send)
 
     def _refusal(self, scope: Any) -> int | None:
@@ -295,5 +242,5 @@ class RequestFilter:
         if not length.isdigit():
             return 411 if scope["method"] == "POST" else None
         # The form of an upload has some more bytes than the file.
-        upload = MAX_UPLOAD_BYTES if scope["path"] == UPLOAD_ADDRESS else 0
+        upload = self._max_upload if scope["path"] == UPLOAD_ADDRESS else 0
         return 413 if int(length) > MAX_REQUEST_BYTES + upload else None

@@ -1,7 +1,9 @@
 """What the page of `eoid-predict --serve` does with uploads, without its server."""
 
 import sys
+import time
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from PIL import Image
 from evaluation.hico.nms import NmsConfig
 from pipeline.utils.errors import InputError
 from student.inference import page
-from student.inference.page import PageConfig, predict_clip, read_picture
+from student.inference.page import PageConfig, make_room, predict_clip, read_picture
 from student.inference.postprocess import SelectionConfig
 from student.utils.preemption import StopRequest, StopSignalHandler
 
@@ -81,6 +83,7 @@ def test_a_stop_ends_the_prediction_of_a_clip(toy_detector, write_clip, tmp_path
     stop.request = StopRequest.REQUEUE
     with pytest.raises(SystemExit):
         predict_clip(toy_detector, write_clip("clip.mp4"), tmp_path / "out", config, stop)
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -130,3 +133,21 @@ def test_rows_of_a_clip():
         ["0.60", "★ watch light (person 1, traffic light 2; 9.5 to 10.2 s)"],
         ["0.50", "walk (person 1; 9.5 s)"],
     ]
+
+
+def test_old_files_make_room(tmp_path, monkeypatch):
+    folder = tmp_path / "uploads"
+    make_room(folder)
+    (folder / "one").mkdir(parents=True)
+    files = [folder / "one" / "first", folder / "second", folder / "third"]
+    for file in files:
+        file.write_bytes(bytes(700_000))
+        # Times have the resolution of the kernel's clock.
+        time.sleep(0.02)
+    make_room(folder, 3)
+    assert all(map(Path.exists, files))
+    make_room(folder, 1)
+    assert [file.exists() for file in files] == [False, False, True]
+    monkeypatch.setattr(page, "MAX_AGE", 0)
+    make_room(folder)
+    assert not files[2].exists()

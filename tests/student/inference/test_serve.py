@@ -3,42 +3,71 @@
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from functools import partial
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from PIL import Image
 
 from pipeline.utils.errors import InputError
-from student.inference import page as page_module
 from student.inference.detector import Detector
-from student.inference.serve import ActionEncoder, RequestFilter, listen
+from student.inference.page import MAX_QUEUE
+from student.inference.serve import RequestFilter, listen
 
+ROOT = Path(__file__).parents[3]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
+def skip_without_gradio():
+    # Importing it takes seconds, which the tests need not do.
+    if find_spec("gradio") is None:
+        pytest.skip("gradio is not installed")
+
+
 def test_listening(monkeypatch):
-    pytest.importorskip("gradio", reason="gradio is not installed")
+    skip_without_gradio()
     with listen("127.0.0.1", 0) as listener:
         host, port = listener.getsockname()
         assert host == "127.0.0.1"
         with pytest.raises(InputError, match=f"--port: expected a free port .*:{port}"):
-            listen("127.0.0.1", port).__enter__()
+            listen("127.0.0.1", port)
     # The port of a server that has just ended is free.
-    with listen("127.0.0.1", port):
-        pass
-    for host in ("no such host", "x" * 300, "192.0.2.1"):
+    listen("127.0.0.1", port).close()
+    for host in ("::1%nowhere", "x" * 300, "192.0.2.1"):
         with pytest.raises(InputError, match="--host"):
-            listen(host, 0).__enter__()
+            listen(host, 0)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"--serve: .*gradio.*pip install '\.\[demo\]'"):
-        listen("127.0.0.1", 0).__enter__()
+        listen("127.0.0.1", 0)
+
+
+def test_a_taken_port_is_reported_before_pytorch_is_imported():
+    skip_without_gradio()
+    with listen("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        words = ["eoid-predict", "toy", "--serve", "--port", str(port)]
+        code = f"""
+import sys
+from student.inference.cli import main
+sys.modules["torch"] = None
+sys.argv = {words}
+main()
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+        )
+    assert done.returncode == 2 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert "--port: expected a free port" in line
 
 
 @pytest.mark.parametrize(
@@ -74,96 +103,99 @@ def test_only_requests_of_the_page_are_served(method, path, length, status):
         async def send(message):
             sent.append(message)
 
-        await RequestFilter(page)(scope, None, send)
+        posts = []
+        await RequestFilter(page, 200 << 20, lambda: posts.append(path))(scope, None, send)
+        assert posts == ([path] if method == "POST" and status == 200 else [])
         return sent[0]["status"]
 
     assert asyncio.run(request()) == status
 
 
-@pytest.fixture
-def encoder(text_run, text_cache):
-    reopen = partial(Detector.open, text_run, "cpu", None, None, None)
-    return ActionEncoder(reopen(None), text_cache, reopen)
+class Served:
+    """A page of the package's student with a text head, which all tests share.
 
+    Attributes:
+        address: its address.
+        folder: of its temporary files.
+        words: further options.
+    """
 
-def test_further_actions_come_from_a_process_of_the_builder(
-    encoder, write_new_prompts, sentences, tmp_path, monkeypatch
-):
-    words = []
-
-    def run(command, **options):
-        words.extend(command)
-        write_new_prompts({"juggle": ("juggling", {"ball": sentences.embeddings[0]})}, "prompts.h5")
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    known = encoder.open("", tmp_path)
-    assert not words
-    monkeypatch.setattr(subprocess, "run", run)
-    detector = encoder.open(" --device=pulling: chair\n\n pushing over \n", tmp_path)
-    assert words[3] == "prompts"
-    assert words[5:7] == ["--add=--device=pulling: chair", "--add=pushing over"]
-    assert detector.vocabulary.num_interactions == known.vocabulary.num_interactions + 1
-    assert page_module._added_actions(known, detector) == ["juggle"]
-
-
-@pytest.mark.slow
-def test_errors_of_further_actions(encoder, toy_detector, text_cache, cache_path, tmp_path):
-    # The cache was written by hand: its CLIP cannot be loaded.
-    with pytest.raises(InputError, match=r"^--clip-model: expected the cache's CLIP") as raised:
-        encoder.open("pulling: chair", tmp_path)
-    assert str(text_cache) not in str(raised.value)
-    with pytest.raises(InputError, match=r"^expected objects of the cache"):
-        encoder.open("pulling: unicorn", tmp_path)
-    with pytest.raises(InputError, match="at most 1000 characters"):
-        encoder.open("x" * 1001, tmp_path)
-    with pytest.raises(InputError, match="--verb-head text for --cache, found a linear one"):
-        ActionEncoder(toy_detector, text_cache, None)
-    with pytest.raises(InputError, match="found another's"):
-        ActionEncoder(encoder.open("", tmp_path), cache_path, None)
-
-
-@pytest.fixture(scope="module")
-def start_page(tmp_path_factory, toy_checkpoint):
-    """`start_page(*words)` serves the untrained student's page; gives process and address."""
-    pytest.importorskip("gradio", reason="gradio is not installed")
-    processes = []
-
-    def start(*words):
-        folder = tmp_path_factory.mktemp("page")
-        environment = {**os.environ, "TMPDIR": str(folder), "GRADIO_ALLOWED_PATHS": "/"}
-        command = [sys.executable, "-m", "student.inference.cli", toy_checkpoint, "--serve"]
-        with (folder / "err").open("w") as err:
-            process = subprocess.Popen(
-                [*map(str, command), "--port", "0", "--device", "cpu", *words],
-                stdout=subprocess.PIPE,
-                stderr=err,
-                text=True,
-                env=environment,
-                cwd=Path(__file__).parents[3],
+    def __init__(self, folder, *words):
+        self.folder, self._log = folder / "temporary", folder / "stderr"
+        self.folder.mkdir()
+        environment = {**os.environ, "TMPDIR": str(self.folder), "GRADIO_ALLOWED_PATHS": "/"}
+        command = [sys.executable, "-m", "student.inference.cli", "toy-text", "--serve", "--port"]
+        command += ["0", "--device", "cpu", "--threshold", "0", "--top", "100", *map(str, words)]
+        with self._log.open("w") as err:
+            self.process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=err, text=True, env=environment, cwd=ROOT
             )
-        processes.append(process)
-        line = process.stdout.readline()
-        assert line.startswith("page at http://127.0.0.1:"), (folder / "err").read_text()
-        return process, line.split()[2], folder
+        line = self.process.stdout.readline()
+        self.read = 0
+        assert self.new_lines() == ["loading toy-text"]
+        assert line.startswith("page at http://127.0.0.1:")
+        self.address = line.split()[2]
 
-    yield start
-    for process in processes:
-        process.kill()
-        process.wait()
+    def new_lines(self):
+        """What has been printed since the last call, without progress bars."""
+        text = self._log.read_text()
+        found, self.read = text[self.read :], len(text)
+        lines = (line.rpartition("\r")[2] for line in found.split("\n"))
+        return [line for line in lines if line and not re.match(r".*: +\d+% ", line)]
+
+    def uploads(self):
+        """Size of its uploads and drawings by name."""
+        files = self.folder.glob("eoid-page-*/uploads/**/*")
+        return {file.name: file.stat().st_size for file in files if file.is_file()}
 
 
 @pytest.fixture(scope="module")
-def page(start_page):
-    """Address of a page with threshold 0."""
-    return start_page("--threshold", "0", "--top", "7")[1]
+def cache(tmp_path_factory, dataset_root):
+    """A cache of the toy dataset's CLIP."""
+    from teacher_cache.build import BuildConfig, build_cache
+
+    out = tmp_path_factory.mktemp("cache") / "cache"
+    config = BuildConfig(dataset_root, out, detector="toy", clip_model="toy", limit=1, device="cpu")
+    build_cache(config)
+    return out
 
 
 @pytest.fixture(scope="module")
-def client(page, tmp_path_factory):
+def pages():
+    skip_without_gradio()
+    served = []
+    yield served
+    for one in served:
+        one.process.kill()
+        one.process.wait()
+
+
+@pytest.fixture
+def page(pages, cache, tmp_path_factory):
+    # The test of Ctrl-C ends it.
+    if not pages or pages[-1].process.poll() is not None:
+        pages.append(Served(tmp_path_factory.mktemp("page"), "--cache", cache))
+    pages[-1].new_lines()
+    return pages[-1]
+
+
+@pytest.fixture
+def new_client(page, tmp_path):
     from gradio_client import Client
 
-    folder = tmp_path_factory.mktemp("client")
-    return Client(page, verbose=False, analytics_enabled=False, download_files=folder)
+    return lambda: Client(
+        page.address, verbose=False, analytics_enabled=False, download_files=tmp_path
+    )
+
+
+@pytest.fixture
+def client(new_client):
+    return new_client()
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return Detector.open("toy-text", "cpu")
 
 
 def ask(client, file, threshold=0.0, top=7):
@@ -177,10 +209,10 @@ def ask(client, file, threshold=0.0, top=7):
 
 
 @pytest.mark.slow
-def test_an_upload_gives_the_detectors_result(client, toy_detector, write_image):
+def test_an_upload_gives_the_detectors_result(client, detector, write_image):
     file = write_image("some picture.png", size=(200, 150))
     text, drawn, table, value = ask(client, file)
-    expected = toy_detector(file, threshold=0, top=7).to_dict()
+    expected = detector(file, threshold=0, top=7).to_dict()
     assert value == {**expected, "image": value["image"]} and "/" not in value["image"]
     assert text.startswith("7 interactions")
     with Image.open(drawn) as image:
@@ -190,8 +222,44 @@ def test_an_upload_gives_the_detectors_result(client, toy_detector, write_image)
     # The sliders work on the kept detections of this client's session.
     for threshold, top in ((0.0, 3), (0.9999, 7)):
         *_, value = client.predict(threshold, top, api_name="/top")
-        expected = toy_detector(file, threshold=threshold, top=top).to_dict()
+        expected = detector(file, threshold=threshold, top=top).to_dict()
         assert value["interactions"] == expected["interactions"]
+
+
+@pytest.mark.slow
+def test_visitors_have_pictures_and_sliders_of_their_own(new_client, detector, write_image):
+    visitors = [(new_client(), write_image(f"{seed}.png", seed=seed)) for seed in range(2)]
+    for visitor, file in visitors:
+        ask(visitor, file)
+    for top in (3, 5):
+        for number, (visitor, file) in enumerate(visitors):
+            *_, value = visitor.predict(0.0, top + number, api_name="/top")
+            expected = detector(file, threshold=0, top=top + number).to_dict()
+            assert value["interactions"] == expected["interactions"]
+
+
+@pytest.mark.slow
+def test_a_sentence_adds_an_action(client, new_client, cache, dataset_root, tmp_path):
+    from teacher_cache.maintenance.add_prompts import create_prompts_file
+
+    file, top = dataset_root / "images/test2015/toy_test_00000001.jpg", 100
+    action, prompts = "pulling: umbrella, chair", tmp_path / "prompts.h5"
+
+    def found(interactions):
+        return [one for one in interactions if one["action"] == "pull umbrella"]
+
+    assert found(ask(client, file, top=top)[3]["interactions"]) == []
+    assert client.predict(action, api_name="/actions")["value"] == "Added: pull."
+    create_prompts_file(cache, prompts, [action], device="cpu")
+    expected = Detector.open("toy-text", "cpu", prompts=prompts)(file, threshold=0, top=top)
+    # The page says that it holds for everyone.
+    for visitor in (client, new_client()):
+        *_, table, value = ask(visitor, file, top=top)
+        assert found(value["interactions"])
+        assert value["interactions"] == expected.to_dict()["interactions"]
+        assert "★ pull umbrella" in [row[1] for row in table["data"]]
+    assert client.predict("", api_name="/actions")["value"] == ""
+    assert found(ask(client, file, top=top)[3]["interactions"]) == []
 
 
 @pytest.mark.slow
@@ -239,79 +307,139 @@ def test_bad_files_give_a_sentence_and_the_page_stays(client, bad_files, write_i
     assert ask(client, write_image("good.png"))[3]["interactions"]
 
 
+class Visitor:
+    """Speaks HTTP to a page, as a browser or an attacker might."""
+
+    def __init__(self, address):
+        import httpx
+
+        # The server closes connections after its own errors.
+        limits = httpx.Limits(max_keepalive_connections=0)
+        self.http = httpx.Client(base_url=address, timeout=60, limits=limits)
+        self.name = uuid4().hex
+        functions = self.http.get("/config").json()["dependencies"]
+        (self.predict,) = [one["id"] for one in functions if one["api_name"] == "predict"]
+
+    def upload(self, name, content):
+        (stored,) = self.http.post("/gradio_api/upload", files={"files": (name, content)}).json()
+        return {"path": stored, "orig_name": name, "meta": {"_type": "gradio.FileData"}}
+
+    def join(self, data, **changes):
+        body = {"data": data, "fn_index": self.predict, "session_hash": self.name, **changes}
+        return self.http.post("/gradio_api/queue/join", json=body).status_code
+
+    def result(self):
+        events = f"/gradio_api/queue/data?session_hash={self.name}"
+        with self.http.stream("GET", events) as answer:
+            lines = [line[6:] for line in answer.iter_lines() if line.startswith("data: ")]
+        (done,) = [json.loads(line) for line in lines if "process_completed" in line]
+        return done
+
+
+@pytest.fixture
+def visitor(page):
+    visitor = Visitor(page.address)
+    yield visitor
+    visitor.http.close()
+
+
 @pytest.mark.slow
-def test_failed_requests_are_one_line_each(start_page):
+def test_a_failed_request_is_one_line_at_most(page, visitor):
     import httpx
 
-    _, address, folder = start_page()
     values = ([None, "x", 5], [None, 0, None], [], ["x", 0, 5], [{"path": "/etc/passwd"}, 0, 5])
-    with httpx.Client(base_url=address, timeout=60) as http:
-        config = http.get("/config").json()
-        (function,) = [one["id"] for one in config["dependencies"] if one["api_name"] == "predict"]
-        for data in values:
-            body = {"data": data, "fn_index": function, "session_hash": "attack"}
-            assert http.post("/gradio_api/queue/join", json=body).status_code == 200
-            with http.stream("GET", "/gradio_api/queue/data?session_hash=attack") as events:
-                assert any('"success":false' in line for line in events.iter_lines())
-    lines = (folder / "err").read_text().splitlines()
+    for data in values:
+        assert visitor.join(data) == 200
+        assert not visitor.result()["success"]
+    lines = page.new_lines()
     assert len(lines) == len(values)
     assert all(line.startswith("warning: page: a request failed (") for line in lines)
+    for changes in (
+        {"fn_index": 99},
+        {"fn_index": -(10**99)},
+        {"session_hash": None},
+        {"trigger_id": "x"},
+    ):
+        assert visitor.join([None, 0, 5], **changes) >= 400
+    join, upload = "/gradio_api/queue/join", "/gradio_api/upload"
+    for address, kind, content in (
+        (join, "application/json", b"{"),
+        (join, "application/json", b"[" * 100_000),
+        (upload, "application/json", b"{}"),
+        (upload, "multipart/form-data; boundary=x", b"no boundary"),
+    ):
+        # The page may answer and close before it has read everything.
+        with suppress(httpx.TransportError):
+            visitor.http.post(address, content=content, headers={"Content-Type": kind})
+    with suppress(httpx.TransportError):
+        visitor.http.get("/gradio_api/queue/data?session_hash=unknown")
+    assert visitor.http.get("/static/" + "x" * 3000).status_code == 500
+    assert page.new_lines() == []
 
 
 @pytest.mark.slow
-def test_no_path_of_a_request_is_read(page, tmp_path):
-    import httpx
+def test_a_visitor_that_leaves_ends_the_prediction_of_a_clip(page, visitor, write_clip):
+    pytest.importorskip("trackers", reason="trackers is not installed")
 
-    secret = tmp_path / "secret.png"
+    def is_predicting():
+        return any(name.startswith(".long.mp4.") for name in page.uploads())
+
+    def wait(is_wanted):
+        end = time.monotonic() + 60
+        while not is_wanted():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+    clip = visitor.upload("long.mp4", write_clip("long.mp4", 700).read_bytes())
+    other = Visitor(page.address)
+    port = int(page.address.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port)) as heartbeat:
+        request = f"GET /gradio_api/heartbeat/{visitor.name} HTTP/1.1\r\nHost: page\r\n\r\n"
+        heartbeat.sendall(request.encode())
+        assert b"200 OK" in heartbeat.recv(1000)
+        assert visitor.join([clip, 0, 5]) == 200
+        wait(is_predicting)
+        assert [other.join([None, 0, 5]) for _ in range(MAX_QUEUE + 1)] == [200] * MAX_QUEUE + [503]
+    other.http.close()
+    wait(lambda: not is_predicting())
+    (line,) = page.new_lines()
+    assert "long.mp4: interrupted" in line
+    # Of the visitor's clip only the upload is left.
+    assert [name for name in page.uploads() if "long" in name] == ["long.mp4"]
+
+
+@pytest.mark.slow
+def test_no_path_of_a_request_is_read(visitor, tmp_path):
+    secret, http = tmp_path / "secret.png", visitor.http
     Image.new("RGB", (64, 64)).save(secret)
-    with httpx.Client(base_url=page, timeout=60) as http:
-        config = http.get("/config").json()
-        (function,) = [one["id"] for one in config["dependencies"] if one["api_name"] == "predict"]
-        for path in (str(secret), f"{tmp_path}/x/../secret.png", "https://example.org/x.png"):
-            meta = {"_type": "gradio.FileData"}
-            for further in ({}, {"url": path}, {"url": f"file://{secret}"}, {"is_stream": True}):
-                data = {"path": path, "orig_name": "x.png", "meta": meta, **further}
-                body = {"data": [data, 0, 5], "fn_index": function, "session_hash": "attack"}
-                assert http.post("/gradio_api/queue/join", json=body).status_code == 200
-                with http.stream("GET", "/gradio_api/queue/data?session_hash=attack") as events:
-                    lines = [line[6:] for line in events.iter_lines() if line.startswith("data: ")]
-                (done,) = [json.loads(line) for line in lines if "process_completed" in line]
-                if done["success"]:
-                    _, text, *_, value = done["output"]["data"]
-                    assert text["value"] == "expected an uploaded file, found another"
-                    assert value is None
-                assert str(tmp_path) not in json.dumps(done)
-            answer = http.get(f"/gradio_api/file={path}")
-            assert answer.status_code in (403, 404)
-        # Names of uploads lead nowhere else.
-        named = {"files": ("../../escaped.png", secret.read_bytes())}
-        (stored,) = http.post("/gradio_api/upload", files=named).json()
-        assert ".." not in stored and "eoid-page-" in stored
-        assert http.get("/").status_code == 200
-
-
-@pytest.mark.slow
-def test_ctrl_c_ends_without_message_and_leaves_nothing(start_page):
-    process, address, folder = start_page()
-    port = int(address.rpartition(":")[2])
-    with socket.create_connection(("127.0.0.1", port)):
-        assert list(folder.glob("eoid-page-*"))
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130
-    assert (folder / "err").read_text() == ""
-    assert [one.name for one in folder.iterdir()] == ["err"]
+    for path in (str(secret), f"{tmp_path}/x/../secret.png", "https://example.org/x.png"):
+        meta = {"_type": "gradio.FileData"}
+        for further in ({}, {"url": path}, {"url": f"file://{secret}"}, {"is_stream": True}):
+            data = {"path": path, "orig_name": "x.png", "meta": meta, **further}
+            assert visitor.join([data, 0, 5]) == 200
+            done = visitor.result()
+            if done["success"]:
+                _, text, *_, value = done["output"]["data"]
+                assert text["value"] == "expected an uploaded file, found another"
+                assert value is None
+            assert str(tmp_path) not in json.dumps(done)
+        assert http.get(f"/gradio_api/file={path}").status_code in (403, 404)
+    # Names of uploads lead nowhere else.
+    stored = visitor.upload("../../escaped.png", secret.read_bytes())["path"]
+    assert ".." not in stored and "eoid-page-" in stored
+    assert http.get("/").status_code == 200
 
 
 class Browser:
     """Headless Chromium, spoken to in the DevTools protocol over two pipes."""
 
-    def __init__(self, folder, width):
+    def __init__(self, folder):
         inside, self._out = os.pipe()
         self._in, outside = os.pipe()
         options = (
             "--headless --no-sandbox --disable-gpu --no-first-run --disable-extensions"
             " --disable-background-networking --disable-component-update --disable-sync"
-            f" --remote-debugging-pipe --user-data-dir={folder} --window-size={width},900"
+            f" --remote-debugging-pipe --user-data-dir={folder}"
         )
         # Chromium reads file descriptor 3 and writes 4.
         shell = f'exec "$0" "$@" 3<&{inside} 4>&{outside}'
@@ -369,6 +497,15 @@ class Browser:
         found = self("DOM.querySelector", nodeId=root, selector="input[type=file]")
         self("DOM.setFileInputFiles", nodeId=found["nodeId"], files=[str(file)])
 
+    def replace_upload(self, file):
+        self.evaluate("document.querySelector('[aria-label=Clear]').click()")
+        self.wait("document.querySelector('input[type=file]') !== null")
+        self.upload(file)
+
+    def resize(self, width):
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        self("Emulation.setDeviceMetricsOverride", **size)
+
     def close(self):
         self._process.kill()
         self._process.wait()
@@ -382,31 +519,68 @@ const slider = document.querySelectorAll("input[type=range]")[1];
 slider.value = 3;
 slider.dispatchEvent(new Event("input", {bubbles: true}));
 """
+# The right edges of everything, in elements that the browser shows.
+WIDEST = """
+Math.max(...[...document.querySelectorAll("main *")].filter((one) => one.checkVisibility())
+  .map((one) => one.getBoundingClientRect().right))
+"""
+# Whether the progress is shown over texts.
+OBSERVE = """
+const covered = new Set();
+new MutationObserver(() => {
+  for (const one of document.querySelectorAll(".progress-text")) {
+    if (one.checkVisibility({checkOpacity: true, checkVisibilityCSS: true})) {
+      covered.add(one.closest(".block").querySelector(".prose") !== null);
+    }
+  }
+}).observe(document.body, {childList: true, subtree: true});
+"""
+BARS = """
+[...document.querySelectorAll("main *")]
+  .filter((one) => getComputedStyle(one).borderLeftWidth === "4px").length
+"""
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-@pytest.mark.parametrize("width", [500, 1280])
 def test_a_browser_uploads_moves_a_slider_and_sees_the_result(
-    page, bad_files, write_image, tmp_path, width
+    page, bad_files, write_image, write_clip, tmp_path
 ):
-    browser = Browser(tmp_path / "user", width)
+    browser = Browser(tmp_path / "user")
     try:
-        browser("Page.navigate", url=page)
+        browser.resize(390)
+        browser("Page.navigate", url=page.address)
         browser.wait("document.querySelector('input[type=file]') !== null")
+        browser.evaluate(OBSERVE)
         browser.upload(write_image("some.png", size=(200, 150)))
-        browser.wait(f"{TEXT}.includes('7 interactions with a score')")
+        browser.wait(f"{TEXT}.includes('100 interactions with a score')")
         drawn = "document.querySelector('.drawn img')"
         browser.wait(f"{drawn} && {drawn}.naturalWidth >= 512")
         browser.evaluate(SET_SLIDER)
         browser.wait(f"{TEXT}.includes('3 interactions with a score')")
-        assert browser.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
-        browser.evaluate("document.querySelector('[aria-label=Clear]').click()")
-        browser.wait("document.querySelector('input[type=file]') !== null")
-        browser.upload(bad_files / "text.jpg")
+        browser.replace_upload(write_clip("some.mp4", 4))
+        browser.wait(f"{TEXT}.includes('s)') && document.querySelector('.clip video') !== null")
+        for width in (390, 1280):
+            browser.resize(width)
+            browser.wait(f"{WIDEST} <= {width}")
+        browser.replace_upload(bad_files / "text.jpg")
         browser.wait(f"{TEXT}.includes('text.jpg: expected a picture or a video')")
         assert browser.evaluate(drawn) is None
-        outside = [url for url in browser.requests if not url.startswith((page, "data:", "blob:"))]
+        assert browser.evaluate(BARS) == 1
+        assert browser.evaluate("[...covered]") == [False]
+        outside = [
+            url for url in browser.requests if not url.startswith((page.address, "data:", "blob:"))
+        ]
         assert len(browser.requests) > 20 and outside == []
     finally:
         browser.close()
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_without_message_and_leaves_nothing(page):
+    port = int(page.address.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port)):
+        assert list(page.folder.glob("eoid-page-*"))
+        page.process.send_signal(signal.SIGINT)
+        assert page.process.wait(60) == 130
+    assert page.new_lines() == [] and list(page.folder.glob("eoid-page-*")) == []
