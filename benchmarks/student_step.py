@@ -1,8 +1,8 @@
 """Measures what the teacher cache changes in the cost of the student's training step.
 
 A step with the cache is compared with one without any candidates, and with one in which CLIP
-encodes the regions of the matched pairs. Both sides of every ratio are measured in turns. Prints
-JSON.
+encodes the regions of the matched pairs. Both sides of every ratio are measured in turns. With
+--compare, steps with other backbones are compared with those of --backbone instead. Prints JSON.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from pipeline.boxes import union_boxes
 from pipeline.images import read_image
 from pipeline.utils.devices import configure_device, resolve_device
 from student.config import get_preset
-from student.data.dataset import TrainingBatches, TrainingDataset, collate
+from student.data.dataset import Batch, TrainingBatches, TrainingDataset, collate
 from student.engine.train_step import TrainStep
 from student.models.detector import HOIDetector
 from student.utils.distributed import Execution
@@ -50,15 +50,44 @@ class Bench:
         self.images, self.without = make_images(
             folder, options.images, options.labelled, options.proposed, options.side
         )
-        vocabulary = self.images.vocabulary
+        self.samples = [self.images[0, index] for index in range(options.batch_size)]
+        self.train_step, self.batch = self._build_step(options.backbone)
+
+    def _build_step(self, backbone: str, **fields: Any) -> tuple[TrainStep, Batch]:
+        """A training step of the student with a backbone, and its batch."""
+        vocabulary, options = self.images.vocabulary, self.options
         sizes = (vocabulary.num_objects, vocabulary.num_verbs, vocabulary.person)
         recipe = get_preset("published", *sizes).override(
-            backbone=options.backbone, batch_size=options.batch_size, interactive_threshold=0.0
+            backbone=backbone, batch_size=options.batch_size, interactive_threshold=0.0, **fields
         )
-        self.samples = [self.images[0, index] for index in range(options.batch_size)]
-        self.batch = collate(self.samples).to(self.device)
         model, split = HOIDetector(recipe.model).train(), self.images.split
-        self.train_step = TrainStep(recipe, model, split, 10**6, Execution(self.device))
+        batch = collate(self.samples, cast(int, model.backbone.size_divisible)).to(self.device)
+        return TrainStep(recipe, model, split, 10**6, Execution(self.device)), batch
+
+    def backbones(self) -> dict[str, Any]:
+        """Steps with other backbones, trained and frozen, and the tensors kept for their gradients.
+
+        Seconds on a CPU are those of the process, which other processes do not add to.
+        """
+        kept, sides = {}, {}
+        for name in (self.options.backbone, *self.options.compare):
+            for state, factor in (("trained", 0.1), ("frozen", 0.0)):
+                train_step, batch = self._build_step(name, backbone_lr_factor=factor)
+                kept[f"{name}, {state}"] = measure_kept_bytes(train_step, batch)
+
+                def step(train_step: TrainStep = train_step, batch: Batch = batch) -> float | None:
+                    started = time.process_time()
+                    train_step(batch)
+                    return time.process_time() - started if self.device.type == "cpu" else None
+
+                sides[f"{name}, {state}"] = step
+        turns = time_in_turns(sides, self.options.turns, self.device)
+        first = f"{self.options.backbone}, trained"
+        return {
+            "seconds": turns.medians(),
+            "ratio": {name: turns.ratio(name, first) for name in sides},
+            "kept_megabytes": {name: round(size / 1e6, 1) for name, size in kept.items()},
+        }
 
     def cache(self) -> dict[str, Any]:
         """Steps with the cache's candidates and probabilities, and without any.
@@ -145,6 +174,22 @@ class Bench:
         }
 
 
+def measure_kept_bytes(train_step: TrainStep, batch: Batch) -> int:
+    """Size of all tensors, without parameters, that a step keeps for its backward pass."""
+    parameters = {one.untyped_storage().data_ptr() for one in train_step.model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        train_step(batch)
+    return sum(kept.values())
+
+
 def _union_boxes(humans: Tensor, objects: Tensor, image: Any) -> np.ndarray:
     """(N, 4) xyxy union boxes in pixels, of relative cxcywh boxes."""
     scale = np.array([*image.size, *image.size], np.float32)
@@ -159,6 +204,7 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbone", default="resnet50")
+    parser.add_argument("--compare", nargs="+", default=[], help="other backbones")
     parser.add_argument("--clip-model", default="ViT-B-16")
     parser.add_argument("--side", type=int, default=512, help="side of the images in pixels")
     parser.add_argument("--batch-size", type=int, default=2)
@@ -172,7 +218,10 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options, Path(folder))
-        found = {"cache": bench.cache(), "teacher": bench.teacher()}
+        if options.compare:
+            found = {"backbones": bench.backbones()}
+        else:
+            found = {"cache": bench.cache(), "teacher": bench.teacher()}
     environment = {"device": str(bench.device), "threads": torch.get_num_threads()}
     print(json.dumps({**vars(options), **environment, **found}, indent=1))
 

@@ -96,6 +96,20 @@ def test_a_training_step(run):
     assert regions["every_layer"] > regions["each_pair_once"]
 
 
+def test_training_steps_with_other_backbones(run):
+    words = "--backbone resnet18 --compare timm:test_vit --device cpu --images 2 --turns 1"
+    found = run(student_step, f"{words} --side 64")["backbones"]
+    names = {
+        f"{one}, {state}"
+        for one in ("resnet18", "timm:test_vit")
+        for state in ("trained", "frozen")
+    }
+    assert all(found[key].keys() == names for key in ("seconds", "ratio", "kept_megabytes"))
+    assert found["ratio"]["resnet18, trained"] == 1
+    kept = found["kept_megabytes"]
+    assert kept["timm:test_vit, frozen"] < kept["timm:test_vit, trained"]
+
+
 @pytest.mark.slow
 def test_prediction(run):
     sizes = "--images 5 --side 64 --batch-size 2 --images-per-shard 3 --turns 1 --workers 1"

@@ -24,6 +24,8 @@ BLOCKED = """
 import json, sys
 sys.modules.update(open_clip=None, dask=None)
 from student.cli import main
+from student.models.timm_backbone import TimmBackbone
+TimmBackbone("timm:test_vit")
 for number, words in enumerate(json.loads(sys.argv[1])):
     if number:
         sys.modules["matplotlib"] = None
