@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -147,7 +148,7 @@ def _used_settings(settings: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _one_line_errors(name: str) -> Iterator[None]:
-    """Hides transformers' messages and progress bars, and shortens its errors.
+    """Hides transformers' messages, warnings and progress bars, and shortens its errors.
 
     Raises:
         InputError: the body raised an error.
@@ -156,7 +157,9 @@ def _one_line_errors(name: str) -> Iterator[None]:
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     # Of requests, of the operating system, of missing files, keys and types in configurations.
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())

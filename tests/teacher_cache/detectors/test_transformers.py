@@ -167,6 +167,16 @@ def test_images_of_any_shape(folders, vocabulary, name):
         np.testing.assert_allclose(second.boxes, alone.boxes, atol=1e-3)
 
 
+def test_an_emulated_gpu_finds_the_same(folders, vocabulary, emulate_cuda):
+    (expected,) = load(folders["rt_detr_v2"], vocabulary, score_threshold=0.0).detect(noise(64, 64))
+    config = DetectorConfig(f"hf:{folders['rt_detr_v2']}", score_threshold=0.0)
+    with emulate_cuda() as gpu:
+        (found,) = load_detector(config, vocabulary, torch.device("cuda", 0)).detect(noise(64, 64))
+    assert gpu.kernels.total() > 0
+    np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-3)
+    np.testing.assert_array_equal(found.labels, expected.labels)
+
+
 def test_the_threshold(folders, vocabulary):
     (everything,) = load(folders["detr"], vocabulary, score_threshold=0.0).detect(noise(64, 64))
     cut = float(np.median(everything.scores))
