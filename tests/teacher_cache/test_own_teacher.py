@@ -1,10 +1,8 @@
 """The teacher of docs/how-to/teachers.md, from the page: build, two workers, resume, verify."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -156,18 +154,8 @@ def test_wrong_options_are_told_in_one_line(build, tmp_path, words, text):
 
 
 @pytest.mark.slow
-def test_two_workers_give_the_same_bytes(cache, folder, shared_dataset, contents, tmp_path):
-    words = ["build", shared_dataset, "--out", tmp_path / "cache", *TEACHER, *SETTINGS]
-    words += ["--candidates", "annotated", "--images-per-shard", 3, "--device", "cpu"]
-    words += ["--set", "threads=1", "--workers", 2]
-    command = [sys.executable, "-c", "from teacher_cache.cli import main; main()"]
-    done = subprocess.run(
-        [*command, *map(str, words)],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        text=True,
-    )
+def test_two_workers_give_the_same_bytes(cache, build, contents, tmp_path):
+    done = build(tmp_path / "cache", "--workers", 2)
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "cache") == contents(cache)
 
