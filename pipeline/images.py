@@ -213,6 +213,9 @@ def _open_image(path: Path | str) -> Iterator[Image.Image]:
             found = "a folder" if Path(path).is_dir() else "something that is not a file"
             raise InputError(f"{path}: expected an image file, found {found}")
         with Image.open(path) as image:
+            # PIL would run Ghostscript, which runs the file as a program.
+            if image.format == "EPS":
+                raise InputError(f"{path}: expected an image, found PostScript")
             yield image
     except FileNotFoundError:
         raise InputError(f"{path}: no such image") from None

@@ -1,3 +1,4 @@
+import io
 import os
 import struct
 import subprocess
@@ -138,6 +139,13 @@ def header_of_20_000_pixels_a_side(content):
     return content
 
 
+def to_postscript(content):
+    found = io.BytesIO()
+    with Image.open(io.BytesIO(content)) as image:
+        image.convert("RGB").save(found, "EPS")
+    return found.getvalue()
+
+
 @pytest.mark.parametrize("read", [read_image, read_image_size])
 @pytest.mark.parametrize(
     ("change", "message"),
@@ -145,6 +153,7 @@ def header_of_20_000_pixels_a_side(content):
         (lambda _: b"", "expected"),
         (lambda _: b"not an image at all", "expected"),
         (header_of_20_000_pixels_a_side, f"expected an image of at most {MAX_PIXELS}"),
+        (to_postscript, "expected an image, found PostScript"),
     ],
 )
 def test_other_files_are_refused(rgb_image, tmp_path, read, change, message):
