@@ -84,8 +84,10 @@ def lock_folder(folder: Path, shared: bool = False) -> Iterator[FolderLock]:
         shared: share the lock with others that share it.
 
     Raises:
-        InputError: another command, which is named, holds the lock.
+        InputError: the folder is a file, or another command, which is named, holds the lock.
     """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: expected a folder, found a file")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
     now = datetime.now().isoformat(" ", "seconds")

@@ -54,7 +54,7 @@ def refuse_missing(patterns: Sequence[str]) -> None:
     missing = [one for one in patterns if not glob.has_magic(one) and not os.path.exists(one)]
     if missing:
         others = f", nor {count_noun(len(missing) - 1, 'others')}" if len(missing) > 1 else ""
-        raise InputError(f"{missing[0]}: no such file or folder{others}")
+        raise InputError(f"{missing[0] or 'an empty text'}: no such file or folder{others}")
 
 
 def find_images(

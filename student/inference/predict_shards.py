@@ -461,8 +461,8 @@ class ClaimedFolder:
                 if not missing:
                     return [record for record in finished if record is not None]
             logger.info(
-                f"{folder}: {count_noun(len(missing), 'shards')} of other jobs are missing,"
-                f" first {missing[0].path.name}; the last job completes the results"
+                f"{folder}: missing: {count_noun(len(missing), 'shards')} of other jobs, first"
+                f" {missing[0].path.name}; the last job completes the results"
             )
             return None
         finally:

@@ -48,8 +48,18 @@ class ReadyWeights:
 
 
 def read_zoo() -> dict[str, ReadyWeights]:
-    """The weights of the package by name."""
+    """The weights of the package by name.
+
+    Raises:
+        InputError: the package's files are incomplete.
+    """
+    if not TABLE.is_file():
+        raise _incomplete(TABLE)
     return {row["name"]: ReadyWeights(**row) for row in read_json(TABLE)}
+
+
+def _incomplete(file: Path) -> InputError:
+    return InputError(f"{file}: expected a file of the package, found none; install it again")
 
 
 def find_checkpoint(path: Path | str) -> Path:
@@ -60,7 +70,7 @@ def find_checkpoint(path: Path | str) -> Path:
 
     Raises:
         InputError: the path is a single word that is neither an existing file nor a name, or it is
-            a folder without a checkpoint.
+            a folder without a checkpoint; or the package's files are incomplete.
     """
     # A `Path` has lost the "./".
     text, path = os.fspath(path), Path(path)
@@ -70,6 +80,8 @@ def find_checkpoint(path: Path | str) -> Path:
         if text in zoo and not is_found:
             if path.exists():
                 logger.info(f"{path}: opening the package's weights; this folder has no checkpoint")
+            if not zoo[text].file.is_file():
+                raise _incomplete(zoo[text].file)
             return zoo[text].file
         if not path.exists():
             raise InputError(

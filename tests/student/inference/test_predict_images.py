@@ -77,6 +77,15 @@ def test_one_json_file_for_all_images(predict, out):
     assert file.read_text() == "mine" and not out.exists()
 
 
+def test_a_file_that_cannot_be_written_is_found_out_first(
+    predict, tmp_path, monkeypatch, predicted
+):
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path / "locked")
+    with pytest.raises(InputError, match=r"all\.json: expected a folder that can be written to"):
+        predict(out=None, json_file=tmp_path / "locked/all.json")
+    assert not predicted
+
+
 def test_unreadable_files_are_reported_once_at_the_end(predict, out, tmp_path, messages):
     for name in ("in/b.jpg", "empty.png"):
         (tmp_path / name).write_bytes(b"no image")

@@ -159,9 +159,7 @@ def test_damaged_shards_of_other_jobs_are_missing(predict, tmp_path, messages):
     predict(share=ArrayShare(0, 2))
     (tmp_path / "out/shards/00002.jsonl").write_bytes(b"")
     predict(share=ArrayShare(1, 2))
-    assert "1 shards of other jobs are missing, first 00002" in messages[-1].replace(
-        "shard ", "shards "
-    )
+    assert "missing: 1 shard of other jobs, first 00002" in messages[-1]
     predict(share=ArrayShare(0, 1))
     assert len(rows(tmp_path / "out")) == NUM_IMAGES
 
@@ -272,6 +270,8 @@ def test_jobs_of_an_array(predict, predicted, tmp_path, messages):
         predict(share=ArrayShare(index, 3))
         assert not (tmp_path / "out/index.json").exists()
     assert "1 shard of other jobs" in messages[-1] and "00001.jsonl" in messages[-1]
+    predict(share=ArrayShare(7, 8))
+    assert any("this job has no shards" in line for line in messages)
     predict(share=ArrayShare(1, 3))
     assert sorted(predicted) == [f"{number}.png" for number in range(NUM_IMAGES)]
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")

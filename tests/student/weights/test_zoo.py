@@ -8,6 +8,7 @@ import eoid
 from pipeline.utils.errors import InputError
 from student.engine.evaluate import evaluate_checkpoint
 from student.inference.detector import DetectorSource
+from student.weights import zoo
 from student.weights.checkpoint_file import CHECKPOINT, load_checkpoint
 from student.weights.zoo import MODELS, find_checkpoint, read_zoo
 
@@ -76,6 +77,17 @@ def test_an_unknown_name_lists_the_names(tmp_path, monkeypatch):
         with pytest.raises(InputError, match=r"tyo: no such file.*toy, toy-text$") as caught:
             load("tyo")
         assert "\n" not in str(caught.value)
+
+
+def test_an_incomplete_installation(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(zoo, "MODELS", tmp_path)
+    shutil.copy(zoo.TABLE, tmp_path)
+    with pytest.raises(InputError, match=r"toy\.pt: expected a file of the package, found none"):
+        find_checkpoint("toy")
+    monkeypatch.setattr(zoo, "TABLE", tmp_path / "gone.json")
+    with pytest.raises(InputError, match=r"gone\.json: expected a file of the package"):
+        find_checkpoint("toy")
 
 
 def test_results_are_not_written_into_the_package(dataset_root, tmp_path):
