@@ -94,14 +94,12 @@ def predict_images(
     is_only = len(videos) + len(images) == 1
     if json_file is not None:
         refuse_existing(json_file, overwrite)
+        if not images:
+            raise InputError("--json: expected at least one image, found only videos")
         # Otherwise this would be found out after the prediction.
         json_file.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(json_file.parent, os.W_OK):
-            raise InputError(
-                f"{json_file}: expected a folder that can be written to, found another"
-            )
-        if not images:
-            raise InputError("--json: expected at least one image, found only videos")
+            raise InputError(f"{json_file}: expected a place that can be written to, found another")
     settings = prediction_settings(detector, selection)
     video_settings = settings | {"format": VIDEO_FORMAT, "every": every, "smooth": smooth}
     planned, clips, results = [], [], {}

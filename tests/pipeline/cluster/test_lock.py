@@ -199,6 +199,6 @@ def test_temporary_files_of_running_jobs_are_kept(tmp_path, temporary_files):
 
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "out").touch()
-    with pytest.raises(InputError, match="out: expected a folder, found a file"):
-        with lock_folder(tmp_path / "out"):
-            pass
+    message = "out: expected a folder, found a file"
+    with pytest.raises(InputError, match=message), lock_folder(tmp_path / "out"):
+        pass

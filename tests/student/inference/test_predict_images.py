@@ -77,11 +77,9 @@ def test_one_json_file_for_all_images(predict, out):
     assert file.read_text() == "mine" and not out.exists()
 
 
-def test_a_file_that_cannot_be_written_is_found_out_first(
-    predict, tmp_path, monkeypatch, predicted
-):
+def test_a_file_that_cannot_be_written_is_refused(predict, tmp_path, monkeypatch, predicted):
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path / "locked")
-    with pytest.raises(InputError, match=r"all\.json: expected a folder that can be written to"):
+    with pytest.raises(InputError, match=r"all\.json: expected a place that can be written to"):
         predict(out=None, json_file=tmp_path / "locked/all.json")
     assert not predicted
 
