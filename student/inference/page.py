@@ -370,9 +370,10 @@ def build_page(
                 show_progress="hidden",
             )
         if open_with is not None:
-            button.click(set_actions, actions, added, api_name="actions", **model).then(
-                predict, inputs, outputs, api_name=False, **model, **shown
+            added_event = button.click(
+                set_actions, actions, added, api_name="actions", show_progress_on=actions, **model
             )
+            added_event.then(predict, inputs, outputs, api_name=False, **model, **shown)
         page.unload(leave)
     # gradio checks the paths in requests only if this is set, as it is by its own server.
     page.has_launched = True

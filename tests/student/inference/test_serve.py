@@ -524,13 +524,13 @@ WIDEST = """
 Math.max(...[...document.querySelectorAll("main *")].filter((one) => one.checkVisibility())
   .map((one) => one.getBoundingClientRect().right))
 """
-# Whether the progress is shown over texts.
+# Over which elements the progress is shown.
 OBSERVE = """
-const covered = new Set();
+const covered = new Set(), kinds = [".prose", "textarea", "[type=range]", "*"];
 new MutationObserver(() => {
   for (const one of document.querySelectorAll(".progress-text")) {
     if (one.checkVisibility({checkOpacity: true, checkVisibilityCSS: true})) {
-      covered.add(one.closest(".block").querySelector(".prose") !== null);
+      covered.add(kinds.find((kind) => one.closest(".block").querySelector(kind)));
     }
   }
 }).observe(document.body, {childList: true, subtree: true});
@@ -552,8 +552,10 @@ def test_a_browser_uploads_moves_a_slider_and_sees_the_result(
         browser("Page.navigate", url=page.address)
         browser.wait("document.querySelector('input[type=file]') !== null")
         browser.evaluate(OBSERVE)
+        browser.evaluate("document.querySelector('button.secondary').click()")
+        browser.wait("covered.has('textarea')")
         browser.upload(write_image("some.png", size=(200, 150)))
-        browser.wait(f"{TEXT}.includes('100 interactions with a score')")
+        browser.wait(f"{TEXT}.includes(' interactions with a score')")
         drawn = "document.querySelector('.drawn img')"
         browser.wait(f"{drawn} && {drawn}.naturalWidth >= 512")
         browser.evaluate(SET_SLIDER)
@@ -567,7 +569,7 @@ def test_a_browser_uploads_moves_a_slider_and_sees_the_result(
         browser.wait(f"{TEXT}.includes('text.jpg: expected a picture or a video')")
         assert browser.evaluate(drawn) is None
         assert browser.evaluate(BARS) == 1
-        assert browser.evaluate("[...covered]") == [False]
+        assert browser.evaluate("[...covered]") == ["textarea", "*"]
         outside = [
             url for url in browser.requests if not url.startswith((page.address, "data:", "blob:"))
         ]
