@@ -220,7 +220,7 @@ RECIPE_CACHE = Artifact(
     "eoid-cache build <toy> --out <out> --detector toy --clip-model toy",
     {"toy": RECIPE_TOY},
 )
-RECIPE_EPOCHS, RECIPE_RATE, CURVE_EPOCHS, WARMUP_EPOCHS = 60, "5e-4", 3, 30
+RECIPE_EPOCHS, RECIPE_RATE, CURVE_EPOCHS, WARMUP_EPOCHS = 60, "1e-4", 3, 30
 
 
 def _recipe(options: str = "", **changes: str) -> Artifact:
