@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,7 +40,31 @@ class Logger(Protocol):
         """Adds an image of a step."""
 
 
-class TensorBoardLogger:
+class _PackageLogger:
+    """Passes calls on to a package; after an error the training continues without it.
+
+    A disk may be full, and the process of W&B may be killed, e.g. if memory is short.
+    """
+
+    def __init__(self, package: str) -> None:
+        self._package, self._is_lost = package, False
+
+    def _call(self, method: Callable[..., object], *arguments: object) -> None:
+        if self._is_lost:
+            return
+        try:
+            method(*arguments)
+        # W&B does not say what its methods raise: its errors, those of connections and files.
+        except Exception as error:
+            self._is_lost = True
+            logger.warning(
+                f"--log-to {self._package}: no more values are logged after an error"
+                f" ({type(error).__name__}: {' '.join(str(error).split())}); resuming the training"
+                " logs again"
+            )
+
+
+class TensorBoardLogger(_PackageLogger):
     """Writes event files to `RUN/tensorboard`.
 
     Args:
@@ -47,25 +73,34 @@ class TensorBoardLogger:
     """
 
     def __init__(self, run_dir: Path, step: int) -> None:
+        super().__init__(TENSORBOARD)
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer: Any = SummaryWriter(str(run_dir / TENSORBOARD), purge_step=step + 1)
+        self._excepthook, threading.excepthook = threading.excepthook, self._report
 
     def log_scalars(self, step: int, values: Mapping[str, float]) -> None:
         """See `Logger`."""
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            self._call(self._writer.add_scalar, name, value, step)
 
     def log_image(self, step: int, name: str, image: Image.Image) -> None:
         """See `Logger`."""
-        self._writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+        pixels = np.asarray(image.convert("RGB"))
+        self._call(partial(self._writer.add_image, dataformats="HWC"), name, pixels, step)
 
     def close(self, exit_code: int) -> None:
         """Writes what is buffered."""
-        self._writer.close()
+        self._call(self._writer.close)
+        threading.excepthook = self._excepthook
+
+    def _report(self, error: threading.ExceptHookArgs) -> None:
+        # The writer's thread passes its errors on to the next call, which reports them.
+        if not type(error.thread).__module__.startswith(f"{TENSORBOARD}."):
+            self._excepthook(error)
 
 
-class WandbLogger:
+class WandbLogger(_PackageLogger):
     """Writes a run of Weights & Biases, whose local files are in `RUN/wandb`.
 
     The package's environment variables apply (WANDB_MODE=offline, WANDB_ENTITY, ...). A resumed
@@ -83,7 +118,7 @@ class WandbLogger:
     def __init__(self, run_dir: Path, name: str, settings: dict[str, Any]) -> None:
         from wandb import Error, Settings, init
 
-        self._is_lost = False
+        super().__init__(WANDB)
         identifier = _wandb_id(run_dir / WANDB_ID)
         # Without a network W&B gives up after minutes.
         logger.info(
@@ -130,22 +165,6 @@ class WandbLogger:
     def close(self, exit_code: int) -> None:
         """Sends what is buffered; W&B calls a run with an exit code other than 0 failed."""
         self._call(self._run.finish, exit_code)
-
-    def _call(self, method: Callable[..., object], *arguments: object) -> None:
-        """Calls a method of the run; after an error the training continues without W&B, whose own
-        process may be killed, e.g. if memory is short."""
-        if self._is_lost:
-            return
-        try:
-            method(*arguments)
-        # W&B does not say what its methods raise: its errors, those of connections and files.
-        except Exception as error:
-            self._is_lost = True
-            logger.warning(
-                f"--log-to {WANDB}: no more values are logged after an error"
-                f" ({type(error).__name__}: {' '.join(str(error).split())}); resuming the training"
-                " logs again"
-            )
 
 
 def log_evaluation(

@@ -1,7 +1,10 @@
+import errno
 import json
 import logging
 import struct
 import sys
+import threading
+import time
 
 import pytest
 from PIL import Image
@@ -155,6 +158,26 @@ def test_tensorboard_has_the_values_of_the_run(configure_run, stop_in_second_ste
         name: [image.step for image in events.Images(name)] for name in events.Tags()["images"]
     }
     assert steps == {"val/pictures": [1, 2], "test/pictures": [2]}
+
+
+def test_a_full_disk_ends_tensorboard_alone(tmp_path, monkeypatch, messages, capfd):
+    """Its thread raises the error, which comes with one of the next calls."""
+    pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    def write(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = threading.excepthook
+    with open_loggers(["tensorboard"], tmp_path, 0, "run", {}) as (found,):
+        monkeypatch.setattr(RecordWriter, "write", write)
+        deadline = time.monotonic() + 60
+        while not found._is_lost and time.monotonic() < deadline:
+            found.log_scalars(1, {"loss": 1.0})
+            found.log_image(1, "val/pictures", Image.new("RGB", (8, 8)))
+    assert threading.excepthook is before
+    assert len(messages) == 1 and "--log-to tensorboard: no more values" in messages[0]
+    assert "No space left on device" in messages[0] and "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
