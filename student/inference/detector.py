@@ -151,6 +151,12 @@ class Detector:
         predictor = BatchPredictor(loaded.model, loaded.vocabulary, loaded.recipe.train)
         return cls(predictor.to(resolved), file, used_split, prompts)
 
+    @property
+    def limits(self) -> str:
+        """What a user has to know about the training data; "" for nothing."""
+        is_toy = self.vocabulary.name == "toy"
+        return "it was trained on drawn images and finds nothing in photographs" if is_toy else ""
+
     @overload
     def __call__(self, images: ImageInput, **options: Any) -> HOIResult: ...
 

@@ -443,13 +443,14 @@ def _introduction(detector: Detector) -> str:
         if detector.unseen
         else ""
     )
+    limits = f"; {detector.limits}" if detector.limits else ""
     return (
         "# People, objects and their actions\n"
         f"The model **{file.parent.name if file.name in (CHECKPOINT, BEST) else file.stem}** knows"
-        f" {count_noun(vocabulary.num_interactions, 'interactions')}{unseen}. Pictures may have"
-        f" {MAX_MEGAPIXELS} megapixels, clips {MAX_CLIP_SECONDS} seconds (of which at most"
-        f" {MAX_CLIP_FRAMES} frames are detected), files {MAX_UPLOAD_MB} MB; they are deleted after"
-        " an hour."
+        f" {count_noun(vocabulary.num_interactions, 'interactions')}{unseen}{limits}."
+        f" Pictures may have {MAX_MEGAPIXELS} megapixels, clips {MAX_CLIP_SECONDS} seconds (of"
+        f" which at most {MAX_CLIP_FRAMES} frames are detected), files {MAX_UPLOAD_MB} MB; they are"
+        " deleted after an hour."
     )
 
 

@@ -133,6 +133,8 @@ def predict_images(
                 f"{count_noun(len(results), 'images')}, {count_noun(count, 'interactions')} with a"
                 f" score of at least {selection.threshold:g}; results in {' and '.join(places)}"
             )
+            if not count and detector.limits:
+                logger.info(f"{detector.file}: no interaction was found; {detector.limits}")
         if videos:
             num_broken = _predict_videos(
                 detector,

@@ -208,3 +208,8 @@ def test_the_only_image_is_reported_in_one_line(predict, tmp_path, messages):
     with pytest.raises(InputError, match=r"empty\.jpg: expected an image"):
         predict(patterns=[tmp_path / "empty.jpg"])
     assert messages == []
+
+
+def test_a_student_of_drawn_images_says_so_where_it_finds_nothing(predict, messages):
+    predict(threshold=1.0)
+    assert any("drawn images" in text for text in messages)
