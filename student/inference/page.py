@@ -256,6 +256,9 @@ def build_page(
 
     def predict(path: str | None, threshold: float, top: float, visit: Any) -> dict[Any, Any]:
         values = {
+            source: path,
+            # Another file can be dropped at once.
+            upload: None,
             picture: None,
             status: gr.Markdown(WELCOME, elem_classes=[]),
             results: gr.Column(visible=False),
@@ -297,6 +300,7 @@ def build_page(
     predict.__annotations__["visit"] = leave.__annotations__["visit"] = gr.Request
     with gr.Blocks(title="EoID", analytics_enabled=False, delete_cache=(60, MAX_AGE)) as page:
         gr.Markdown(_introduction(detector))
+        source = gr.State(None)
         picture = gr.State(None, time_to_live=MAX_AGE)
         with gr.Row():
             with gr.Column(scale=1, min_width=320):
@@ -354,11 +358,13 @@ def build_page(
                     with gr.Accordion("JSON", open=False):
                         values_json = gr.JSON(show_label=False, buttons=["copy"], max_height=400)
         model = {"concurrency_id": "model", "concurrency_limit": 1}
-        # Over the name of the file; on outputs, the progress would cover their texts.
+        # On outputs, the progress would cover their texts.
         shown = {"show_progress_on": upload}
-        inputs = [upload, threshold, top]
-        outputs = [picture, status, results, drawn, clip, again, table, values_json]
-        upload.change(predict, inputs, outputs, api_name="predict", **model, **shown)
+        inputs = [source, threshold, top]
+        outputs = [picture, status, results, drawn, clip, again, table, values_json, source, upload]
+        upload.upload(
+            predict, [upload, threshold, top], outputs, api_name="predict", **model, **shown
+        )
         again.click(predict, inputs, outputs, api_name=False, **model, **shown)
         for name, slider in (("threshold", threshold), ("top", top)):
             slider.input(

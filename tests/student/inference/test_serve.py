@@ -202,7 +202,7 @@ def ask(client, file, threshold=0.0, top=7):
     """Status text, file of the drawing, rows of the table and JSON of an uploaded file."""
     from gradio_client import handle_file
 
-    status, drawn, clip, table, value = client.predict(
+    status, drawn, clip, table, value, _ = client.predict(
         handle_file(str(file)), threshold, top, api_name="/predict"
     )
     return status["value"], drawn["value"] or clip["value"], table, value
@@ -493,14 +493,10 @@ class Browser:
         return value
 
     def upload(self, file):
+        self.wait("document.querySelector('input[type=file]') !== null")
         root = self("DOM.getDocument")["root"]["nodeId"]
         found = self("DOM.querySelector", nodeId=root, selector="input[type=file]")
         self("DOM.setFileInputFiles", nodeId=found["nodeId"], files=[str(file)])
-
-    def replace_upload(self, file):
-        self.evaluate("document.querySelector('[aria-label=Clear]').click()")
-        self.wait("document.querySelector('input[type=file]') !== null")
-        self.upload(file)
 
     def resize(self, width):
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
@@ -552,20 +548,21 @@ def test_a_browser_uploads_moves_a_slider_and_sees_the_result(
         browser("Page.navigate", url=page.address)
         browser.wait("document.querySelector('input[type=file]') !== null")
         browser.evaluate(OBSERVE)
-        browser.evaluate("document.querySelector('button.secondary').click()")
-        browser.wait("covered.has('textarea')")
+        # A click is lost until the page is ready.
+        click = "document.querySelector('button.secondary').click()"
+        browser.wait(f"({click}, covered.has('textarea'))")
         browser.upload(write_image("some.png", size=(200, 150)))
         browser.wait(f"{TEXT}.includes(' interactions with a score')")
         drawn = "document.querySelector('.drawn img')"
         browser.wait(f"{drawn} && {drawn}.naturalWidth >= 512")
         browser.evaluate(SET_SLIDER)
         browser.wait(f"{TEXT}.includes('3 interactions with a score')")
-        browser.replace_upload(write_clip("some.mp4", 4))
+        browser.upload(write_clip("some.mp4", 4))
         browser.wait(f"{TEXT}.includes('s)') && document.querySelector('.clip video') !== null")
         for width in (390, 1280):
             browser.resize(width)
             browser.wait(f"{WIDEST} <= {width}")
-        browser.replace_upload(bad_files / "text.jpg")
+        browser.upload(bad_files / "text.jpg")
         browser.wait(f"{TEXT}.includes('text.jpg: expected a picture or a video')")
         assert browser.evaluate(drawn) is None
         assert browser.evaluate(BARS) == 1
