@@ -55,7 +55,7 @@ def test_a_stopped_training_is_resumed(small_timm, make_trainer, tmp_path, monke
     monkeypatch.setattr(socket.socket, "connect", refuse)
     detector = Detector.open(tmp_path / "stopped", "cpu")
     image = Image.effect_noise((90, 75), 99).convert("RGB")
-    result = detector(image, threshold=0, top=5)
+    result = detector(image, threshold=0, top=5, no_interaction=True)
     assert len(result.scores) == 5
     # Pixels are normalised by the values in the checkpoint.
     model = detector.predictor.model

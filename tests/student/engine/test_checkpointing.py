@@ -1,7 +1,7 @@
 import errno
 import json
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ import torch
 from pipeline.splits import load_split
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import write_json
-from student.config import get_preset
+from student.config import TrainConfig, get_preset
 from student.engine.checkpointing import (
     AUTO,
     NEVER,
@@ -28,7 +28,7 @@ PLAN = {
     "dataset": "toy",
     "pretrained": None,
     "resume": None,
-    "recipe": {"train": {"schedule": "step", "epochs": 3, "seed": 0}},
+    "recipe": {"train": asdict(TrainConfig(schedule="step", epochs=3, seed=0))},
 }
 VERSION_0_1 = {name: value for name, value in PLAN.items() if name != "format"}
 LATEST, PREVIOUS = "checkpoint.pt", "checkpoint-previous.pt"
@@ -227,7 +227,7 @@ def test_other_files_are_refused_or_kept(tmp_path):
         ({"epochs": 9, "seed": 1}, "--seed: 0, now 1"),
         (
             {"epochs": 9, "schedule": "one_cycle"},
-            "--schedule: step, now one_cycle; --epochs: 3, now 9",
+            "--epochs: 3, now 9; --schedule: step, now one_cycle",
         ),
     ],
 )

@@ -79,7 +79,7 @@ def test_a_truncated_checkpoint_gives_a_one_line_error(run, share):
 
 @pytest.mark.parametrize(
     ("path", "message"),
-    [("gone", "gone: no such"), (".", r"checkpoint.pt: no such")],
+    [("gone", "gone: no such"), (".", r"folder without checkpoint.pt")],
 )
 def test_a_missing_file(tmp_path, path, message):
     with pytest.raises(InputError, match=message):

@@ -49,6 +49,11 @@ def test_a_finished_shard_is_not_made_again(tasks, monkeypatch):
     assert counts == [3]
 
 
+def with_settings(config, **changes):
+    settings = {**dict(config.teacher.settings), **changes}
+    return replace(config.teacher, settings=tuple(settings.items()))
+
+
 def test_absolute_paths_of_inputs(tasks, monkeypatch, tmp_path):
     config = tasks[0].inputs_config
     monkeypatch.chdir(config.dataset.parent)
@@ -57,10 +62,10 @@ def test_absolute_paths_of_inputs(tasks, monkeypatch, tmp_path):
         config,
         dataset=config.dataset.relative_to(config.dataset.parent),
         detector=replace(config.detector, weights=f"toy/{weights.rpartition('/')[2]}"),
-        clip=replace(config.clip, model="toy/teacher"),
+        teacher=with_settings(config, model="toy/teacher"),
     )
     assert relative.absolute() == config
-    named = replace(config, clip=replace(config.clip, model="ViT-B-32", weights="openai"))
+    named = replace(config, teacher=with_settings(config, model="ViT-B-32", weights="openai"))
     assert named.absolute() == named
 
 
