@@ -12,6 +12,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -69,25 +70,29 @@ class Bench:
 
         Seconds on a CPU are those of the process, which other processes do not add to.
         """
-        kept, sides = {}, {}
-        for name in (self.options.backbone, *self.options.compare):
+        reference, found = self.options.backbone, {}
+        for name in (reference, *self.options.compare):
             for state, factor in (("trained", 0.1), ("frozen", 0.0)):
+                # Two models at a time, because a large one with its optimizer needs gigabytes.
                 train_step, batch = self._build_step(name, backbone_lr_factor=factor)
-                kept[f"{name}, {state}"] = measure_kept_bytes(train_step, batch)
+                kept = measure_kept_bytes(train_step, batch)
+                sides = {
+                    "reference": partial(self._seconds, self.train_step, self.batch),
+                    "other": partial(self._seconds, train_step, batch),
+                }
+                turns = time_in_turns(sides, self.options.turns, self.device)
+                found[f"{name}, {state}"] = {
+                    "seconds": turns.medians()["other"],
+                    "ratio": turns.ratio("other", "reference"),
+                    "kept_megabytes": round(kept / 1e6, 1),
+                }
+                del train_step, sides
+        return found
 
-                def step(train_step: TrainStep = train_step, batch: Batch = batch) -> float | None:
-                    started = time.process_time()
-                    train_step(batch)
-                    return time.process_time() - started if self.device.type == "cpu" else None
-
-                sides[f"{name}, {state}"] = step
-        turns = time_in_turns(sides, self.options.turns, self.device)
-        first = f"{self.options.backbone}, trained"
-        return {
-            "seconds": turns.medians(),
-            "ratio": {name: turns.ratio(name, first) for name in sides},
-            "kept_megabytes": {name: round(size / 1e6, 1) for name, size in kept.items()},
-        }
+    def _seconds(self, train_step: TrainStep, batch: Batch) -> float | None:
+        started = time.process_time()
+        train_step(batch)
+        return time.process_time() - started if self.device.type == "cpu" else None
 
     def cache(self) -> dict[str, Any]:
         """Steps with the cache's candidates and probabilities, and without any.
