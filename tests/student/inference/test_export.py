@@ -191,7 +191,7 @@ def test_the_documented_example(exported, detector, write_image, tmp_path):
         [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    best = detector(photo, threshold=0.3, top=1)
+    best = detector(photo, threshold=0.3, top=1, no_interaction=True)
     verb, label, score, *_ = done.stdout.split()
     assert (f"{verb} {label}".replace("_", " "),) == best.actions
     assert float(score) == pytest.approx(best.scores[0], abs=1e-3)
