@@ -151,14 +151,15 @@ class BatchIterator(Iterator[Batch], Generic[Batch]):
         trace: TracebackType | None,
     ) -> None:
         first = error
-        while error is not None:
-            traceback.clear_frames(error.__traceback__)
-            error = error.__context__
-        kill = threading.Timer(SHUTDOWN_SECONDS, self._kill)
-        kill.start()
+        # Another worker may die meanwhile.
         with _default_sigchld():
+            while error is not None:
+                traceback.clear_frames(error.__traceback__)
+                error = error.__context__
+            kill = threading.Timer(SHUTDOWN_SECONDS, self._kill)
+            kill.start()
             self._batches = iter(())
-        kill.cancel()
+            kill.cancel()
         # torch raises this error from a signal handler, at any line of the body.
         if isinstance(first, RuntimeError) and str(first).startswith(WORKER_DIED):
             raise InputError(_error_line(first)) from None
