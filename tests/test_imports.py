@@ -46,7 +46,7 @@ ALLOWED_IMPORTERS = {
     "scipy": ["pipeline/annotations/hico.py", "student/losses/matcher.py"],
     "matplotlib": ["evaluation/", "teacher_cache/analysis/"],
     "jinja2": ["evaluation/"],
-    "transformers": ["teacher_cache/detectors/transformers.py"],
+    "transformers": ["pipeline/utils/hugging_face.py", "teacher_cache/teachers/vlm.py"],
     "supervision": ["student/inference/results.py", "student/inference/tracking.py"],
     "fastapi": ["student/inference/serve.py"],
     "gradio": ["student/inference/page.py", "student/inference/serve.py"],

@@ -30,6 +30,7 @@ from teacher_cache.detectors.torchvision import (
     TorchvisionDetector,
     recognise_architecture,
 )
+from teacher_cache.detectors.transformers import TransformersDetector
 
 OPTION = "--detector"
 # How errors name its settings.
@@ -51,13 +52,7 @@ def load_detector(
         return _load_own(config, settings, vocabulary, device)
     kind: type = TorchvisionDetector
     if config.name.startswith(HUB_PREFIX):
-        try:
-            from teacher_cache.detectors.transformers import TransformersDetector as kind
-        except ImportError as error:
-            raise InputError(
-                f"{OPTION}: expected the package transformers for {config.name}, found none"
-                f" ({error}); pip install '.[hf]'"
-            ) from None
+        kind = TransformersDetector
     detector: Detector = create_object(SETTINGS, kind, [config, vocabulary, device], settings)
     option = OPTION if config.classes is None else "--detector-classes"
     return ObjectDetector(detector, vocabulary, option=option)

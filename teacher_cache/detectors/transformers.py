@@ -2,36 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-# Otherwise transformers asks a service to convert the pickled weights of a hub repository.
-os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
-
 import numpy as np
 import torch
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModelForObjectDetection,
-    ImageProcessingMixin,
-    PretrainedConfig,
-)
-from transformers.utils import logging
 
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import sha256_of_json
-from pipeline.utils.weights import check_finite, weights_digest
+from pipeline.utils.hugging_face import PretrainedSource, load_pretrained
 from pipeline.vocabulary import Vocabulary
 from teacher_cache.detectors.base import HUB_PREFIX, Detections, DetectorConfig
-
-# Keys of the configuration files that change no output, besides those that begin with "_".
-UNUSED_KEYS = ("transformers_version", "torch_dtype", "dtype", "id2label", "label2id")
-MAX_REASON = 160
 
 
 class TransformersDetector:
@@ -67,38 +49,20 @@ class TransformersDetector:
                 f"--detector-weights: expected none with {config.name}, which contains weights,"
                 f" found {config.weights}"
             )
-        source = config.name.removeprefix(HUB_PREFIX)
-        options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
-        with _one_line_errors(config.name):
-            model_config = AutoConfig.from_pretrained(source, **options)
-            # A configuration may name an implementation that would be downloaded.
-            model_config._attn_implementation = None
-            model, report = AutoModelForObjectDetection.from_pretrained(
-                source,
-                config=model_config,
-                dtype=torch.float32,
-                weights_only=True,
-                output_loading_info=True,
-                **options,
-            )
-            self._processor = AutoImageProcessor.from_pretrained(source, **options)
-            settings = [
-                PretrainedConfig.get_config_dict(source, revision=revision)[0],
-                ImageProcessingMixin.get_image_processor_dict(source, revision=revision)[0],
-            ]
-        for name in sorted(report["missing_keys"])[:1]:
-            raise InputError(
-                f"--detector: expected all weights of {model_config.model_type} in {config.name},"
-                f" found none for {len(report['missing_keys'])} tensors, first {name}"
-            )
-        state = model.state_dict()
-        check_finite(state, config.name)
-        self.weights_digest = weights_digest(state)
-        self.name = f"{HUB_PREFIX}{model_config.model_type}"
-        self._settings_digest = sha256_of_json([_used_settings(each) for each in settings])
-        self.classes = _class_names(config, model_config)
+        name = config.name.removeprefix(HUB_PREFIX)
+        kind = "hf: with an object detector"
+        loaded = load_pretrained(
+            PretrainedSource(name, "--detector", kind, config.name, revision),
+            "AutoModelForObjectDetection",
+            "AutoImageProcessor",
+            torch.float32,
+        )
+        self._processor, self.weights_digest = loaded.processor, loaded.weights_digest
+        self.name = f"{HUB_PREFIX}{loaded.model_type}"
+        self._settings_digest = sha256_of_json(loaded.settings)
+        self.classes = _class_names(config, loaded.model.config)
         self._threshold, self._device = config.score_threshold, device
-        self._model = model.eval().to(device)
+        self._model = loaded.model.to(device)
 
     @torch.inference_mode()
     def detect(self, images: Sequence[np.ndarray]) -> list[Detections]:
@@ -136,37 +100,3 @@ def _class_names(config: DetectorConfig, model_config: Any) -> list[str]:
             f" classes, found {len(config.classes)}"
         )
     return list(config.classes)
-
-
-def _used_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: value
-        for key, value in settings.items()
-        if key not in UNUSED_KEYS and not key.startswith("_")
-    }
-
-
-@contextmanager
-def _one_line_errors(name: str) -> Iterator[None]:
-    """Hides transformers' messages, warnings and progress bars, and shortens its errors.
-
-    Raises:
-        InputError: the body raised an error.
-    """
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    # Of requests, of the operating system, of missing files, keys and types in configurations.
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        reason = reason if len(reason) <= MAX_REASON else reason[: MAX_REASON - 3] + "..."
-        raise InputError(
-            f"--detector: expected hf: with an object detector of transformers, its name on the"
-            f" Hugging Face hub or a folder, found {name} ({reason})"
-        ) from None
-    finally:
-        logging.set_verbosity(verbosity)

@@ -15,7 +15,10 @@ from teacher_cache.teachers.base import Teacher
 OPTION, SETTINGS = "--teacher", "--teacher-set"
 DEFAULT_TEACHER = "open_clip"
 # Modules are imported when a teacher of theirs is used.
-TEACHERS = {DEFAULT_TEACHER: "teacher_cache.teachers.clip:ClipTeacher"}
+TEACHERS = {
+    DEFAULT_TEACHER: "teacher_cache.teachers.clip:ClipTeacher",
+    "vlm": "teacher_cache.teachers.vlm:VlmTeacher",
+}
 
 
 @dataclass(frozen=True)
