@@ -453,8 +453,8 @@ def resolve_teacher(
         return TeacherConfig(config.teacher, settings, str(Path.cwd()))
     if config.teacher_settings:
         raise InputError(
-            f"--teacher-set: expected --teacher module:Class as well; {DEFAULT_TEACHER} has options"
-            f" of its own, found {config.teacher_settings[0]}"
+            f"--teacher-set: expected --teacher as well, as {DEFAULT_TEACHER} has options of its"
+            f" own, found {config.teacher_settings[0]}"
         )
     from teacher_cache.teachers.clip import resolve_precision
 

@@ -178,8 +178,9 @@ def cache() -> None:
         show_default=True,
         help=(
             "The model that scores the pairs: open_clip, a CLIP model that the options below"
-            " choose, or your own subclass of teacher_cache.teachers.base.Teacher, in a module of"
-            " the working folder or an installed one."
+            " choose; vlm, a vision-language model of transformers; or your own subclass of"
+            " teacher_cache.teachers.base.Teacher, in a module of the working folder or an"
+            " installed one."
         ),
     ),
     option(
@@ -187,14 +188,17 @@ def cache() -> None:
         "teacher_settings",
         multiple=True,
         metavar="KEY=VALUE",
-        help="A setting of your own teacher, an argument of its class. Can be given several times.",
+        help=(
+            "A setting of vlm (model=NAME or model=FOLDER, and others), or of your own teacher: an"
+            " argument of its class. Can be given several times."
+        ),
     ),
     option(
         "--batch-size",
         "regions_per_batch",
         type=POSITIVE_INT,
         show_default="64, on a GPU 256",
-        help="Batch size of the teacher (regions).",
+        help="Batch size of the teacher (regions, with vlm prompts).",
     ),
 )
 @cloup.option_group(

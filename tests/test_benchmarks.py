@@ -21,6 +21,7 @@ from benchmarks import (
     photograph_cost,
     predict,
     student_step,
+    vlm_passes,
     zoo,
 )
 from benchmarks.program import run_main
@@ -58,6 +59,13 @@ def test_reading_a_cache(run):
     assert result["seconds_to_open"] > 0
     for times in result["microseconds_by_workers"].values():
         assert 0 < times["p50"] <= times["p99"]
+
+
+def test_passes_of_a_vision_language_model(run):
+    pytest.importorskip("transformers", reason="the extra hf is not installed")
+    result = run(vlm_passes, "--width 32 --layers 2 --size 56 --turns 1 --object cup --device cpu")
+    assert result["prompts"] == 9 and result["largest_difference"] < 1e-4
+    assert result["tokens"]["shared"] < result["tokens"]["whole"] and result["ratio"] > 1
 
 
 def test_videos(run, monkeypatch, tmp_path):

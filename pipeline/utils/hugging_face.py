@@ -1,4 +1,4 @@
-"""Pretrained models of transformers, an optional package: a folder or a name on the Hugging Face hub.
+"""Pretrained models of transformers, an optional package, from a folder or the Hugging Face hub.
 
 Weights are read from safetensors files or as plain data, and code in a model's folder or repository
 is never run.
@@ -106,9 +106,9 @@ def load_pretrained(
         )
         processor = getattr(transformers, processor_class).from_pretrained(source.model, **options)
         settings = [
-            transformers.PretrainedConfig.get_config_dict(
-                source.model, revision=source.revision
-            )[0],
+            transformers.PretrainedConfig.get_config_dict(source.model, revision=source.revision)[
+                0
+            ],
             transformers.ImageProcessingMixin.get_image_processor_dict(
                 source.model, revision=source.revision
             )[0],

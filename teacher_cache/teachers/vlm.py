@@ -11,7 +11,6 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from inspect import signature
-from os.path import commonprefix
 from string import Formatter
 from typing import Any, Literal
 
@@ -60,7 +59,7 @@ TOLERANCE, HALF_TOLERANCE = 1e-2, 0.5
 
 
 @dataclass(frozen=True, eq=False)
-class _Prompts:
+class Prompts:
     """Prompts of Q interactions, at least one.
 
     Attributes:
@@ -207,36 +206,37 @@ class VlmTeacher(Teacher):
         if not verbs:
             return row
         ings = [vocabulary.verb_ings[verb] for verb in verbs]
-        prompts = self._make_prompts(ings, vocabulary.objects[label])
+        prompts = self.make_prompts(ings, vocabulary.objects[label])
         if not self._is_checked:
             self._check_shared_prefix(picture, prompts)
             self._is_checked = True
-        scores = self._run(picture, prompts)
+        scores = self.run(picture, prompts)
         if self.probabilities == INDEPENDENT:
             row[verbs] = scores.sigmoid().numpy()
             return row
         if prompts.texts not in self._blank_scores:
             blank = Image.new("RGB", (self._size, self._size), BLANK_COLOUR)
-            self._blank_scores[prompts.texts] = self._run(blank, prompts)
+            self._blank_scores[prompts.texts] = self.run(blank, prompts)
         logits = (scores - self._blank_scores[prompts.texts]) / self._temperature
         row[verbs] = logits.softmax(0).numpy()
         return row
 
-    def _make_prompts(self, ings: Sequence[str], object_name: str) -> _Prompts:
+    def make_prompts(self, ings: Sequence[str], object_name: str) -> Prompts:
+        """The prompts of an object's interactions, of which `ings` are the verbs' forms."""
         if self.probabilities == INDEPENDENT:
             texts = [self._chat(self._question, ing, object_name) for ing in ings]
             ids = self._tokenize(texts)
             # The answer is read from the output for the last token.
-            shared = min(len(commonprefix(ids)), *(len(each) - 1 for each in ids))
+            shared = min(_common_length(ids), *(len(each) - 1 for each in ids))
         else:
             start = self._chat(self._question, "", object_name)
             gap = "" if start[-1:].isspace() else " "
-            (phrases,) = zip(*(fill_templates([self._phrase], ing, object_name) for ing in ings))
+            phrases = [fill_templates([self._phrase], ing, object_name)[0] for ing in ings]
             texts = [f"{start}{gap}{phrase}" for phrase in phrases]
             start_ids, *ids = self._tokenize([start, *texts])
             # The first token of a phrase is read from the output for the token before it.
-            shared = len(commonprefix([start_ids, *ids])) - 1
-        return _Prompts(tuple(texts), ids, shared)
+            shared = _common_length([start_ids, *ids]) - 1
+        return Prompts(tuple(texts), ids, shared)
 
     def _chat(self, template: str, ing: str, object_name: str) -> str:
         """The conversation up to the model's answer, with the placeholder of the image."""
@@ -253,7 +253,7 @@ class VlmTeacher(Teacher):
         bos = self._tokenizer.bos_token
         return {"add_special_tokens": bos is None or not text.startswith(bos)}
 
-    def _prepare(self, text: str, picture: Image.Image) -> dict[str, Tensor]:
+    def prepare(self, text: str, picture: Image.Image) -> dict[str, Tensor]:
         """The model's inputs for one prompt and image."""
         inputs = self._processor(
             text=[text], images=[picture], return_tensors="pt", **self._token_options(text)
@@ -263,11 +263,11 @@ class VlmTeacher(Teacher):
             for name, value in inputs.items()
         }
 
-    def _run(self, picture: Image.Image, prompts: _Prompts) -> Tensor:
-        """(Q,) float32 scores on the CPU."""
+    def run(self, picture: Image.Image, prompts: Prompts) -> Tensor:
+        """(Q,) float32 scores on the CPU: log-odds, or mean log-likelihoods."""
         from transformers import DynamicCache
 
-        inputs, endings = self._prepare(prompts.texts[0], picture), prompts.endings
+        inputs, endings = self.prepare(prompts.texts[0], picture), prompts.endings
         shape = inputs["input_ids"].shape
         length = shape[1] - len(endings[0])
         if inputs["input_ids"][0, length:].tolist() != endings[0]:
@@ -298,6 +298,14 @@ class VlmTeacher(Teacher):
             scores.append(self._read_scores(logits, batch))
         return torch.cat(scores).cpu()
 
+    def run_whole(self, picture: Image.Image, prompts: Prompts) -> Tensor:
+        """(Q,) float32 scores on the CPU, by one pass of the model for each prompt."""
+        scores = []
+        for text, ending in zip(prompts.texts, prompts.endings, strict=True):
+            logits = self._model(**self.prepare(text, picture), use_cache=False).logits
+            scores.append(self._read_scores(logits[:, -len(ending) :], [ending]))
+        return torch.cat(scores).cpu()
+
     def _forward(self, cache: Any, **inputs: Any) -> Tensor:
         return self._model(**inputs, **{self._cache_argument: cache}, use_cache=True).logits
 
@@ -317,7 +325,7 @@ class VlmTeacher(Teacher):
             means.append(-functional.cross_entropy(row[: len(tokens)].float(), tokens))
         return torch.stack(means)
 
-    def _check_shared_prefix(self, picture: Image.Image, prompts: _Prompts) -> None:
+    def _check_shared_prefix(self, picture: Image.Image, prompts: Prompts) -> None:
         """Compares scores with those of one whole pass for each prompt.
 
         The positions of tokens after a cached prefix are the model's own affair, and a model that
@@ -326,21 +334,17 @@ class VlmTeacher(Teacher):
         Raises:
             InputError: they differ, or the model cannot be run.
         """
-        some = _Prompts(prompts.texts[:2], prompts.ids[:2], prompts.shared)
+        some = Prompts(prompts.texts[:2], prompts.ids[:2], prompts.shared)
         try:
-            found, expected = self._run(picture, some), []
-            for text, ending in zip(some.texts, some.endings, strict=True):
-                logits = self._model(**self._prepare(text, picture), use_cache=False).logits
-                expected.append(self._read_scores(logits[:, -len(ending) :], [ending]))
+            difference = (self.run(picture, some) - self.run_whole(picture, some)).abs().max()
         except torch.OutOfMemoryError:
             raise
         # What a model of another kind raises.
         except Exception as error:
             raise self._source.error(error) from None
-        difference = float((found - torch.cat(expected).cpu()).abs().max())
         tolerance = TOLERANCE if self._dtype == torch.float32 else HALF_TOLERANCE
         if not difference <= tolerance:
-            reason = f"scores after a cached prefix differ by {difference:.2g} from a whole pass"
+            reason = f"scores after a cached prefix differ by {difference:.2g} from a whole pass's"
             raise self._source.error(ValueError(reason))
 
     def _answer_ids(self, word: str) -> list[int]:
@@ -351,6 +355,12 @@ class VlmTeacher(Teacher):
         if not found:
             raise self._source.error(ValueError(f"its tokenizer has no token for {word!r}"))
         return sorted(found)
+
+
+def _common_length(ids: Sequence[Sequence[int]]) -> int:
+    """How many first tokens all lists share."""
+    places = enumerate(zip(*ids, strict=False))
+    return next((place for place, each in places if len(set(each)) > 1), min(map(len, ids)))
 
 
 def draw_pair(

@@ -142,7 +142,7 @@ def test_commands_on_the_cache(cache, build, shared_dataset, tmp_path):
         (("--teacher-set", "size=3"), "(weights, temperature), found others"),
         (("--teacher-set", "temperature=hot"), "temperature: expected a number, found hot"),
         (("--teacher-set", "hot"), "--teacher-set: expected KEY=VALUE, found hot"),
-        (("--teacher", "my_teacher"), "expected open_clip or module:Class, found my_teacher"),
+        (("--teacher", "my_teacher"), "expected open_clip, vlm or module:Class, found my_teacher"),
         (("--teacher", "my_teacher:Missing"), "--teacher: expected a class of"),
         (("--teacher", "missing_module:T"), "No module named 'missing_module'"),
     ],

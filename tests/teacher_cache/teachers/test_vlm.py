@@ -1,43 +1,34 @@
-"""Small models of transformers with random weights and a tokenizer of bytes, saved as on the hub."""
+"""Small models of transformers with random weights, saved as on the hub."""
 
 import json
 import shutil
+import sys
+from functools import cache, partial
 
 import numpy as np
 import pytest
 import torch
+from commands import run_command
 from PIL import Image
 
+from benchmarks.vlm_passes import prompt_texts, train_tokenizer, write_random_qwen
 from pipeline.types import Pairs
 from pipeline.utils.errors import InputError
+from teacher_cache.cli import main
+from teacher_cache.reader.cache import open_cache
 from teacher_cache.reader.soft_targets import object_actions
 from teacher_cache.teachers.base import TeacherImage
 from teacher_cache.teachers.load import TeacherConfig, load_teacher
 from teacher_cache.teachers.vlm import QUESTIONS, draw_pair
 
 transformers = pytest.importorskip("transformers", reason="the extra hf is not installed")
-tokenizers = pytest.importorskip("tokenizers")
 
 CPU = torch.device("cpu")
 SIZE = 56
-TEXT = {
-    "hidden_size": 32,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    # Larger than usual, so that the outputs differ clearly from input to input.
-    "initializer_range": 0.3,
-}
-QWEN_TOKENS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
-QWEN_TOKENS += ("<|image_pad|>", "<|video_pad|>", "<|endoftext|>")
-QWEN_TEMPLATE = (
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% for message in messages %}"
-    "<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+# Weights larger than usual, so that the outputs differ clearly from input to input.
+SCALE = 0.3
+SIZES = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+SIZES |= {"num_attention_heads": 2, "initializer_range": SCALE}
 IDEFICS_TOKENS = ("<|im_start|>", "<end_of_utterance>", "<fake_token_around_image>", "<image>")
 IDEFICS_TOKENS += ("<global-img>", "<pad>")
 IDEFICS_TEMPLATE = (
@@ -47,102 +38,47 @@ IDEFICS_TEMPLATE = (
 )
 
 
-def make_tokenizer(special, merges=("Ye s", "N o", "ye s", "n o", "Y e", "y e"), **options):
-    """A tokenizer of bytes that has tokens for the two answers."""
-    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    merges = [tuple(each.split()) for each in sorted(merges, key=len)]
-    names = [*letters, *map("".join, merges), *special]
-    vocabulary = {name: number for number, name in enumerate(names)}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    tokenizer.add_special_tokens([tokenizers.AddedToken(each, special=True) for each in special])
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options)
-
-
-def make_qwen(merges=("Ye s", "N o", "ye s", "n o", "Y e", "y e")):
-    tokenizer = make_tokenizer(QWEN_TOKENS, merges, pad_token="<|endoftext|>")
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in QWEN_TOKENS}
-    config = transformers.Qwen2_5_VLConfig(
-        text_config={
-            **TEXT,
-            "vocab_size": len(tokenizer),
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 10000.0,
-                "mrope_section": [1, 1, 2],
-            },
-        },
-        vision_config={
-            "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 32,
-            "num_heads": 2,
-            "out_hidden_size": 32,
-            "fullatt_block_indexes": [1],
-            "initializer_range": 0.3,
-        },
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
-    )
-    model = transformers.Qwen2_5_VLForConditionalGeneration(config)
-    processor = transformers.Qwen2_5_VLProcessor(
-        transformers.Qwen2VLImageProcessor(),
-        tokenizer,
-        transformers.Qwen2VLVideoProcessor(),
-        chat_template=QWEN_TEMPLATE,
-    )
-    return model, processor
-
-
-def make_idefics3():
+def write_idefics3(folder, texts):
     """SmolVLM is the same model with another processor, which needs the package num2words."""
-    tokenizer = make_tokenizer(
+    tokenizer = train_tokenizer(
+        texts,
         IDEFICS_TOKENS,
         bos_token="<|im_start|>",
         eos_token="<end_of_utterance>",
         pad_token="<pad>",
     )
     config = transformers.Idefics3Config(
-        text_config={"model_type": "llama", **TEXT, "vocab_size": len(tokenizer)},
-        vision_config={
-            "hidden_size": 32,
-            "intermediate_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "image_size": 56,
-            "patch_size": 14,
-            "initializer_range": 0.3,
-        },
+        text_config={"model_type": "llama", **SIZES, "vocab_size": len(tokenizer)},
+        vision_config={**SIZES, "image_size": SIZE, "patch_size": 14},
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         pad_token_id=tokenizer.pad_token_id,
         scale_factor=2,
     )
-    model = transformers.Idefics3ForConditionalGeneration(config)
+    transformers.Idefics3ForConditionalGeneration(config).save_pretrained(folder)
+    side = {"longest_edge": SIZE}
     images = transformers.Idefics3ImageProcessor(
-        size={"longest_edge": 56}, max_image_size={"longest_edge": 56}, do_image_splitting=False
+        size=side, max_image_size=side, do_image_splitting=False
     )
-    processor = transformers.Idefics3Processor(
+    transformers.Idefics3Processor(
         images, tokenizer, image_seq_len=4, chat_template=IDEFICS_TEMPLATE
-    )
-    return model, processor
-
-
-MAKERS = {"qwen2_5_vl": make_qwen, "idefics3": make_idefics3}
+    ).save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def folders(tmp_path_factory, vocabulary):
     """Folders of the models, by their architecture."""
-    root = tmp_path_factory.mktemp("models")
+    root, texts = tmp_path_factory.mktemp("models"), prompt_texts(vocabulary)
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        for name, make in MAKERS.items():
-            for part in make():
-                part.save_pretrained(root / name)
-    return {name: root / name for name in MAKERS}
+        write_random_qwen(root / "qwen2_5_vl", texts, scale=SCALE)
+        write_idefics3(root / "idefics3", texts)
+    return {name: root / name for name in ("qwen2_5_vl", "idefics3")}
+
+
+@pytest.fixture
+def folder(folders, tmp_path):
+    """A copy of Qwen's folder that a test may modify."""
+    return shutil.copytree(folders["qwen2_5_vl"], tmp_path / "model")
 
 
 @pytest.fixture(autouse=True)
@@ -184,10 +120,15 @@ def run(teacher, inputs, vocabulary):
     return probabilities
 
 
+@cache
+def load_plain(folder):
+    model = transformers.AutoModelForImageTextToText.from_pretrained(folder).eval()
+    return model, transformers.AutoProcessor.from_pretrained(folder)
+
+
 def plain_pass(folder, picture, question, answer=""):
     """Log-probabilities after each token of one pass of transformers' own model, and the ids."""
-    model = transformers.AutoModelForImageTextToText.from_pretrained(folder).eval()
-    processor = transformers.AutoProcessor.from_pretrained(folder)
+    model, processor = load_plain(folder)
     content = [{"type": "image"}, {"type": "text", "text": question}]
     text = processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True
@@ -204,7 +145,7 @@ def plain_yes(folder, picture, question):
     outputs, _, tokenizer = plain_pass(folder, picture, question)
     yes, no = (
         sum(outputs[-1, tokenizer.convert_tokens_to_ids(word)].exp() for word in words)
-        for words in (("yes", "Yes"), ("no", "No"))
+        for words in (("yes", "Yes", "Ġyes", "ĠYes"), ("no", "No", "Ġno", "ĠNo"))
     )
     return float(yes / (yes + no))
 
@@ -275,3 +216,151 @@ def test_likelihood_equals_a_loop_of_whole_passes(folders, inputs, vocabulary, n
     expected /= expected.sum()
     np.testing.assert_allclose(found[0], expected, atol=1e-4)
     assert np.ptp([expected[verb] for verb, _ in verbs]) > 1e-2
+
+
+def test_batches_change_nothing_and_share_the_image(folders, inputs, vocabulary, monkeypatch):
+    """Regions with equal object are scored once, and each encodes its image once."""
+    teacher = load(folders["qwen2_5_vl"], score="likelihood")
+    expected, encoded = run(teacher, inputs, vocabulary), []
+    encode = teacher._model.model.get_image_features
+    monkeypatch.setattr(
+        teacher._model.model,
+        "get_image_features",
+        lambda *words, **options: encoded.append(1) or encode(*words, **options),
+    )
+    for size in (1, 3):
+        teacher.batch_size = size
+        encoded.clear()
+        np.testing.assert_allclose(run(teacher, inputs, vocabulary), expected, atol=1e-5)
+        assert len(encoded) == 4, "the blank image's are kept"
+    image, pairs = inputs
+    other = TeacherImage("2.jpg", image.pixels.rotate(90), image.region_boxes, image.region_indices)
+    both = [([image, other], [pairs, pairs])]
+    ((found, _),) = load(folders["qwen2_5_vl"], score="likelihood").score_batches(both, vocabulary)
+    np.testing.assert_array_equal(found[:5], expected)
+    assert np.abs(found[5:] - expected).max() > 1e-2
+
+
+def test_the_fingerprint(folders, folder):
+    first = load(folders["qwen2_5_vl"]).fingerprint_parts()
+    assert first["teacher"] == "vlm" and first["teacher.model"] == "qwen2_5_vl"
+    assert first["teacher.question"] == QUESTIONS["yes-no", "region"]
+    # A copy, and settings that equal the defaults.
+    same = load(folder, score="yes-no", image="region", temperature=1).fingerprint_parts()
+    assert same == first and json.dumps(first)
+    for name, value in {
+        "score": "likelihood",
+        "image": "boxes",
+        "question": "{ing} {object}?",
+        "size": 84,
+        "precision": "bfloat16",
+    }.items():
+        assert load(folder, **{name: value}).fingerprint_parts()[f"teacher.{name}"] == value
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text().replace("helpful", "brief"))
+    changed = load(folder).fingerprint_parts()
+    assert {name for name in first if first[name] != changed[name]} == {"teacher.configuration"}
+
+
+def drop_template(folder):
+    (folder / "chat_template.jinja").unlink()
+
+
+@pytest.mark.parametrize(
+    ("edit", "settings", "text"),
+    [
+        (drop_template, {}, "it has no chat template"),
+        (lambda folder: (folder / "config.json").unlink(), {}, "image-text-to-text model of tr"),
+        (lambda folder: (folder / "model.safetensors").unlink(), {}, "image-text-to-text model"),
+        (None, {"model": "owner/absent"}, "found owner/absent"),
+        (None, {"score": "maybe"}, "score: expected .*found maybe"),
+        (None, {"image": "crop"}, "image: expected .*found crop"),
+        (None, {"precision": "int4"}, "precision: expected .*found int4"),
+        (None, {"question": "Is it?"}, "question: expected a text with {ing} and {object}, found"),
+        (None, {"question": "{", "score": "likelihood"}, "question: expected a text with {object}"),
+        (None, {"phrase": "{ing}"}, "phrase: expected a text with {ing} and {object}, found"),
+        (None, {"temperature": 0}, "temperature: expected more than 0, found 0"),
+        (None, {"size": 8}, "size: expected more than 31, found 8"),
+        (None, {"height": 8}, r"\(model, score, image, .*'height'"),
+    ],
+)
+def test_wrong_models_and_settings(folder, edit, settings, text):
+    if edit is not None:
+        edit(folder)
+    with pytest.raises(InputError, match=text) as caught:
+        load(folder, **settings)
+    assert "--teacher-set" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_without_transformers(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(InputError, match=r"--teacher-set: model: .*pip install '\.\[hf\]'"):
+        load("owner/name")
+
+
+def test_models_that_cannot_continue_a_prefix_are_refused(folders, inputs, vocabulary, monkeypatch):
+    teacher = load(folders["qwen2_5_vl"])
+    forward = teacher._forward
+
+    def shifted(cache, **inputs):
+        """As of a model that numbers the tokens in another way."""
+        if "position_ids" in inputs:
+            inputs["position_ids"] = inputs["position_ids"] + 7
+        return forward(cache, **inputs)
+
+    monkeypatch.setattr(teacher, "_forward", shifted)
+    with pytest.raises(InputError, match=r"found .*qwen2_5_vl \(.*a cached prefix differ"):
+        run(teacher, inputs, vocabulary)
+    monkeypatch.setattr(teacher, "_forward", lambda *_, **__: 1 / 0)
+    with pytest.raises(InputError, match="ZeroDivisionError"):
+        run(teacher, inputs, vocabulary)
+
+
+def test_images_with_boxes():
+    image = Image.new("RGB", (2000, 6), "white")
+    drawn = draw_pair(image, np.array([0, 0, 500, 6]), np.array([1000, 0, 1999, 6]), 448)
+    assert drawn.size == (448, 28)
+    pixels = np.asarray(drawn)
+    assert pixels[14, 0].tolist() == [255, 0, 0] and pixels[14, 447].tolist() == [0, 0, 255]
+
+
+command = partial(run_command, main, "eoid-cache")
+
+
+def words(dataset, folder, out, *more):
+    settings = {"model": folder, "size": SIZE, "precision": "float32"}
+    options = [f"--teacher-set={name}={value}" for name, value in settings.items()]
+    options += ["--candidates", "annotated", "--limit", 4, "--images-per-shard", 2]
+    options += ["--device", "cpu", "--set", "threads=1", "--teacher", "vlm"]
+    return ["build", dataset, "--out", out, *options, *more]
+
+
+def test_a_build_is_resumed_and_repaired(shared_dataset, folders, tmp_path, contents):
+    out = tmp_path / "cache"
+    build = words(shared_dataset, folders["qwen2_5_vl"], out)
+    done = command(*build)
+    assert done.returncode == 0, done.stderr
+    opened, before = open_cache(out), contents(out)
+    assert opened.probabilities == "independent" and opened.manifest["parts"]["teacher"] == "vlm"
+    assert np.ptp([opened[name].probabilities.max() for name in opened.image_ids]) > 0
+    (out / "shards/00001.h5").unlink()
+    (out / "manifest.json").unlink()
+    done = command(*build, "--teacher-set=score=likelihood")
+    assert done.returncode == 2 and "teacher.score: yes-no, now likelihood" in done.stderr
+    done = command(*build)
+    assert done.returncode == 0 and "resuming" in done.stderr, done.stderr
+    assert contents(out) == before
+    shard = out / "shards/00000.h5"
+    shard.write_bytes(shard.read_bytes()[:-9])
+    assert command("verify", out, "--repair").returncode == 0
+    assert contents(out) == before
+    done = command("rescore", out, "--temperature", 1, "--out", tmp_path / "other")
+    assert done.returncode == 2 and "vlm has no text encoder" in done.stderr
+
+
+@pytest.mark.slow
+def test_two_workers_give_the_same_bytes(shared_dataset, folders, tmp_path, contents):
+    for out, more in {"one": (), "two": ("--workers", 2)}.items():
+        build = words(shared_dataset, folders["qwen2_5_vl"], tmp_path / out, *more)
+        assert command(*build, "--teacher-set=score=likelihood").returncode == 0
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
