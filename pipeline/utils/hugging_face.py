@@ -7,6 +7,7 @@ is never run.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -134,7 +135,7 @@ def _used_settings(settings: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def one_line_errors(source: PretrainedSource) -> Iterator[None]:
-    """Hides transformers' messages and progress bars, and shortens its errors.
+    """Hides transformers' messages, warnings and progress bars, and shortens its errors.
 
     Raises:
         InputError: the body raised an error.
@@ -145,7 +146,9 @@ def one_line_errors(source: PretrainedSource) -> Iterator[None]:
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     # Of requests, of the operating system, of missing files, keys and types in configurations.
     except Exception as error:
         raise source.error(error) from None
