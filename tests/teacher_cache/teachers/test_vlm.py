@@ -86,10 +86,10 @@ def offline(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
-def load(folder, **settings):
+def load(folder, device=CPU, **settings):
     settings = {"model": folder, "size": SIZE, "precision": "float32", **settings}
     texts = tuple((name, str(value)) for name, value in settings.items())
-    return load_teacher(TeacherConfig("vlm", texts), CPU)
+    return load_teacher(TeacherConfig("vlm", texts), device)
 
 
 @pytest.fixture(scope="module")
@@ -239,6 +239,19 @@ def test_batches_change_nothing_and_share_the_image(folders, inputs, vocabulary,
     ((found, _),) = load(folders["qwen2_5_vl"], score="likelihood").score_batches(both, vocabulary)
     np.testing.assert_array_equal(found[:5], expected)
     assert np.abs(found[5:] - expected).max() > 1e-2
+
+
+@pytest.mark.parametrize("score", ["yes-no", "likelihood"])
+def test_an_emulated_gpu_gives_the_same(folders, inputs, vocabulary, emulate_cuda, score):
+    """Not with Qwen, whose code in transformers asks for a driver that is not there."""
+    expected = run(load(folders["idefics3"], score=score), inputs, vocabulary)
+    image, pairs = inputs
+    with emulate_cuda() as gpu:
+        teacher = load(folders["idefics3"], torch.device("cuda", 0), score=score)
+        found = run(teacher, (image, pairs), vocabulary)
+    assert gpu.kernels.total() > 0
+    # Regions are resized by torch there, with grey levels that differ by 1 at most.
+    np.testing.assert_allclose(found, expected, atol=0.05)
 
 
 def test_the_fingerprint(folders, folder):
