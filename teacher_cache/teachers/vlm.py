@@ -142,7 +142,7 @@ class VlmTeacher(Teacher):
         )
         self._processor = loaded.processor
         template = getattr(loaded.processor, "chat_template", None)
-        self._tokenizer = getattr(loaded.processor, "tokenizer", None)
+        self._tokenizer: Any = getattr(loaded.processor, "tokenizer", None)
         if template is None or self._tokenizer is None:
             raise self._source.error(ValueError("it has no chat template"))
         self._yes, self._no = self._answer_ids("yes"), self._answer_ids("no")
