@@ -11,7 +11,7 @@ import json
 import re
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from inspect import Parameter, signature
 from pathlib import Path
@@ -40,9 +40,33 @@ def absolute_class_name(name: str, base: str | Path | None = None) -> str:
     return f"{Path(base or '.', folder).absolute()}/{module}:{kind}"
 
 
-def same_class(first: str, second: str) -> bool:
-    """Whether two names mean the same module and class, in whatever folders."""
-    return _split(first)[1:] == _split(second)[1:]
+def confirm_class(
+    option: str,
+    stored: str | None,
+    given: str | None,
+    is_class: Callable[[str], bool] = is_class_name,
+) -> str | None:
+    """The name with which a stored command is repeated: that of the user, who has to name a class.
+
+    A cache may come from anywhere, so its settings alone make no code run.
+
+    Args:
+        option: the option of the command, such as "--detector".
+        stored: its value in the settings of the cache.
+        given: its value now. The folder of a class may be another one.
+        is_class: whether a name is that of a user's class.
+
+    Raises:
+        InputError: a class is stored that the user does not name, or another name is given.
+    """
+    # The settings of a cache may be of any type; they are checked later.
+    is_own = is_class(str(stored or ""))
+    if given == stored or (given is None and not is_own):
+        return stored
+    if is_own and is_class(str(given)) and _split(str(stored))[1:] == _split(str(given))[1:]:
+        return given
+    reason = " of the cache, whose code runs only if you name it" if is_own else ""
+    raise InputError(f"{option}: expected {stored or 'none'}{reason}, found {given or 'none'}")
 
 
 def load_class(option: str, name: str) -> type:

@@ -14,7 +14,6 @@ from pipeline.utils.plugins import (
     create_object,
     load_class,
     parse_settings,
-    same_class,
     settings_with_digests,
 )
 from pipeline.vocabulary import Vocabulary
@@ -80,35 +79,6 @@ def _load_own(
         "classes": sha256_of_json(list(detector.classes)),
     }
     return ObjectDetector(detector, vocabulary, parts)
-
-
-def confirm_detector(stored: str | None, given: str | None) -> str | None:
-    """The detector with which a repair repeats a build.
-
-    A cache may come from anywhere, so its settings alone make no code run.
-
-    Args:
-        stored: the detector in the cache's settings.
-        given: `--detector` of the command.
-
-    Raises:
-        InputError: the cache's detector is a user's own class that the command does not name, or
-            the command names another one.
-    """
-    is_own = stored is not None and is_own_class(stored)
-    if given is None and not is_own:
-        return stored
-    if (
-        stored is None
-        or given is None
-        or not (is_own and is_own_class(given) and same_class(stored, given))
-    ):
-        reason = ", the cache's detector, whose code runs only if you name it" if is_own else ""
-        found = given or "none"
-        raise InputError(
-            f"{OPTION}: expected {stored if is_own else 'none'}{reason}, found {found}"
-        )
-    return given
 
 
 def resolve_model(

@@ -7,9 +7,8 @@ does not contain. Encoding their prompts once lets it do so without loading CLIP
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -237,19 +236,20 @@ def load_text_encoder(
         model, weights: a model of open_clip, see `ClipConfig`; None for the one in the cache's
             settings.
         device: name of a torch device, or "auto".
-        teacher, teacher_settings: a user's own teacher, see `confirm_teacher`, and its settings;
+        teacher, teacher_settings: the cache's teacher, if it is a user's class, and its settings;
             empty for those in the cache's settings.
 
     Raises:
         InputError: the teacher is not known, cannot be loaded, or is not the cache's.
     """
     from pipeline.utils.devices import configure_device, resolve_device
+    from pipeline.utils.plugins import confirm_class
     from teacher_cache.teachers.load import TeacherConfig, load_teacher, parse_settings
     from teacher_cache.teachers.text_image import TextImageTeacher
 
     settings = read_settings(cache.path, cache.manifest)
     parts = cache.manifest["parts"]
-    name = confirm_teacher(settings, teacher)
+    name = confirm_class("--teacher", settings.get("teacher"), teacher)
     if name is None:
         model, weights = resolve_clip(cache, model, weights)
         if model is None:
@@ -273,25 +273,3 @@ def load_text_encoder(
         raise InputError(f"{own}, found another ({changes})")
     assert isinstance(loaded, TextImageTeacher), "other caches have no text embeddings"
     return loaded.encode_texts
-
-
-def confirm_teacher(settings: Mapping[str, Any], teacher: str | None) -> str | None:
-    """The name of a cache's own teacher if the user has named it as well; None for open_clip's.
-
-    A cache may come from anywhere, so its settings alone make no code run.
-
-    Args:
-        settings: of the cache.
-        teacher: `--teacher` of the command.
-
-    Raises:
-        InputError: the user has named no teacher, or another than the cache's.
-    """
-    stored = settings.get("teacher")
-    # Names without a colon are teachers of this package.
-    if teacher != stored and (teacher is not None or ":" in str(stored)):
-        reason = ", the cache's teacher, whose code runs only if you name it" if stored else ""
-        raise InputError(
-            f"--teacher: expected {stored or 'none'}{reason}, found {teacher or 'none'}"
-        )
-    return stored

@@ -21,6 +21,7 @@ from pipeline.datasets.dataset import open_dataset
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import sha256_of_file
 from pipeline.utils.logging import get_logger
+from pipeline.utils.plugins import confirm_class
 from pipeline.utils.progress import track
 from pipeline.utils.text import count_noun
 from teacher_cache.reader.cache import open_cache, read_teacher_file
@@ -319,8 +320,7 @@ def _repeat_command(plan: dict[str, Any], out: Path, options: _RepairOptions) ->
             fails.
     """
     from teacher_cache.build import BuildConfig, build_cache
-    from teacher_cache.detectors.load import confirm_detector
-    from teacher_cache.maintenance.add_prompts import confirm_teacher
+    from teacher_cache.detectors.base import is_own_class
     from teacher_cache.maintenance.rescore import RescoreConfig, rescore_cache
 
     file = out / PLAN
@@ -330,14 +330,18 @@ def _repeat_command(plan: dict[str, Any], out: Path, options: _RepairOptions) ->
         if name not in MACHINE_SETTINGS
     }
     settings["device"] = options.device or settings.get("device", "auto")
-    confirm_teacher(settings, options.teacher)
+    teacher = confirm_class("--teacher", settings.get("teacher"), options.teacher)
+    if teacher is not None:
+        settings["teacher"] = teacher
     if settings.get(COMMAND_KEY) == "rescore":
         rescore_cache(replace(from_settings(settings, RescoreConfig, file), out=out))
         return
     if options.dataset is not None:
         old, new = settings.get("dataset", ""), options.dataset
         settings = {name: _relocate(value, old, new) for name, value in settings.items()}
-    settings["detector"] = confirm_detector(settings.get("detector"), options.detector)
+    settings["detector"] = confirm_class(
+        "--detector", settings.get("detector"), options.detector, is_own_class
+    )
     build = from_settings(settings, BuildConfig, file)
     if not build.dataset.is_dir():
         raise InputError(f"{build.dataset}: no such dataset folder; give its new path with --data")

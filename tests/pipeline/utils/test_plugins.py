@@ -7,11 +7,11 @@ from pipeline.utils.errors import InputError
 from pipeline.utils.plugins import (
     absolute_class_name,
     absolute_settings,
+    confirm_class,
     create_object,
     is_class_name,
     load_class,
     parse_settings,
-    same_class,
     settings_with_digests,
 )
 
@@ -62,7 +62,6 @@ def test_names_of_classes(tmp_path, monkeypatch):
     assert absolute_class_name(absolute_class_name("a:C")) == f"{tmp_path}/a:C"
     assert absolute_class_name("f/a:C", "/g") == "/g/f/a:C"
     assert absolute_class_name("/a:C").lstrip("/") == "a:C"
-    assert same_class("a.b:C", "/f/a.b.py:C") and not same_class("a.b:C", "b:C")
 
 
 def test_a_class_with_settings(folder):
@@ -133,3 +132,26 @@ def test_what_cannot_be_loaded(folder, name, settings, text):
     with pytest.raises(InputError, match=text) as caught:
         create(name, *settings)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("stored", "given", "confirmed"),
+    [
+        ("toy", None, "toy"),
+        (None, None, None),
+        ("toy", "toy", "toy"),
+        ("/old/own.py:Code", "new/own:Code", "new/own:Code"),
+        (5, None, 5),
+    ],
+)
+def test_the_class_of_a_cache_is_confirmed(stored, given, confirmed):
+    assert confirm_class("--teacher", stored, given) == confirmed
+
+
+@pytest.mark.parametrize(
+    ("stored", "given"),
+    [("own:Code", None), ("own:Code", "own:Other"), ("toy", "own:Code"), (None, "own:Code")],
+)
+def test_no_other_class_is_confirmed(stored, given):
+    with pytest.raises(InputError, match=f"^--teacher: expected {stored or 'none'}"):
+        confirm_class("--teacher", stored, given)
