@@ -49,7 +49,7 @@ class ProposalQueries(nn.Module):
         self.num_people = max(MIN_PEOPLE, math.ceil(math.sqrt(config.num_queries / 2)))
         self.num_objects = 2 * self.num_people
         num_objects, hidden_dim, person = config.num_objects, config.hidden_dim, config.person
-        self.head = ProposalHead(channels, num_objects, person)
+        self.head = ProposalHead(channels, min(channels, hidden_dim), num_objects, person)
         self.reduce = nn.Conv2d(channels, hidden_dim // 2, 1)
         region = hidden_dim // 2 * ROI_SIZE**2
         self.content = _mlp(2 * region, hidden_dim)
@@ -204,23 +204,26 @@ class ProposalHead(nn.Module):
 
     People and objects have separate branches, because a rider and the horse can be centred in the
     same cell. People are one of the `num_objects` classes, with the index `person`.
+
+    `channels` is that of the map, `width` that of the branches. Branches as wide as the stride-8
+    map of a ResNet-50 would take twice as many operations as the backbone.
     """
 
-    def __init__(self, channels: int, num_objects: int, person: int) -> None:
+    def __init__(self, channels: int, width: int, num_objects: int, person: int) -> None:
         super().__init__()
         self.person = person
         self.branches = nn.ModuleList(
             nn.Sequential(
-                nn.Conv2d(channels, channels, 3, padding=1),
+                nn.Conv2d(channels, width, 3, padding=1),
                 nn.ReLU(inplace=True),
-                nn.Conv2d(channels, channels, 3, padding=1),
+                nn.Conv2d(width, width, 3, padding=1),
                 nn.ReLU(inplace=True),
             )
             for _ in range(2)
         )
-        self.person_logit = nn.Conv2d(channels, 1, 1)
-        self.object_logits = nn.Conv2d(channels, num_objects, 1)
-        self.boxes = nn.ModuleList(nn.Conv2d(channels, 4, 1) for _ in range(2))
+        self.person_logit = nn.Conv2d(width, 1, 1)
+        self.object_logits = nn.Conv2d(width, num_objects, 1)
+        self.boxes = nn.ModuleList(nn.Conv2d(width, 4, 1) for _ in range(2))
         prior = torch.logit(torch.tensor(PRIOR_PROBABILITY)).item()
         for layer in (self.person_logit, self.object_logits):
             assert layer.bias is not None

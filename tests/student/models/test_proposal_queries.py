@@ -200,7 +200,7 @@ PERSON, CLASSES = 2, 5
 
 def proposal_head(channels=8, seed=0):
     torch.manual_seed(seed)
-    return ProposalHead(channels, CLASSES, PERSON)
+    return ProposalHead(channels, channels, CLASSES, PERSON)
 
 
 def test_untrained_head_has_low_scores_and_boxes_around_the_cells():
@@ -210,6 +210,14 @@ def test_untrained_head_has_low_scores_and_boxes_around_the_cells():
     centres = grid_cell_centres(16, 20, torch.device("cpu"))
     offset = (proposals.boxes[:, :, :2] - centres).abs()
     assert offset.max() <= 2 / 16 and 0.15 < proposals.boxes[:, :, 2:].mean() < 0.25
+
+
+@pytest.mark.parametrize(("channels", "width"), [(512, 256), (96, 96), (24, 24)])
+def test_the_head_is_no_wider_than_the_transformer(channels, width):
+    hidden_dim = 256 if channels == 512 else 96
+    queries = ProposalQueries(replace(CONFIG, hidden_dim=hidden_dim), channels)
+    assert queries.head.object_logits.in_channels == width
+    assert queries.head.branches[0][0].in_channels == channels
 
 
 def test_people_and_objects_have_separate_branches():
