@@ -3,8 +3,9 @@
 A detector that cannot learn twenty photographs by heart has a fault in its matching, its losses or
 its initialisation. The photographs are small, dropout is 0 and the augmentation is flips and
 colours; everything else but the learning rates is the published recipe, with random weights. An
-interrupted call continues when it is repeated. Writes a JSON file with loss and mAP over the steps,
-and draws them beside it.
+interrupted call continues when it is repeated, and so does a finished one with more `--steps`: its
+learning rates are those of the new number of steps. Writes a JSON file with loss and mAP over the
+steps, and draws them beside it.
 """
 
 from __future__ import annotations
@@ -95,7 +96,10 @@ class Overfit:
             recipe, self.model, self.inputs.split, per_epoch, Execution(CPU)
         )
         plan = self.inputs.plan(None, None, None)
-        plan |= {name: getattr(config, name) for name in ("side", "photographs", "steps")}
+        plan |= {name: getattr(config, name) for name in ("side", "photographs")}
+        # These three follow from the number of steps, which may grow.
+        for name in ("epochs", "drop_epoch"):
+            del plan["recipe"]["train"][name]
         self.state = RunState(
             self.train_step, images.vocabulary, self.inputs.split, config.out, plan
         )

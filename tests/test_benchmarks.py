@@ -274,6 +274,13 @@ def test_four_photographs_are_learned_by_heart(monkeypatch, tmp_path):
         assert curve[-1]["map"] >= 0.95 and curve[-1]["total"] < curve[0]["total"] / 4
     with Image.open(file.with_suffix(".png")) as figure:
         assert figure.width > figure.height > 400
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--steps", "760"])
+    overfit.main()
+    continued = json.loads(file.read_text())["curve"]
+    assert continued[:3] == curve and [point["step"] for point in continued[3:]] == [760]
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--side", "96"])
+    with pytest.raises(InputError, match="another side"):
+        overfit.main()
 
 
 @pytest.mark.slow
