@@ -58,14 +58,18 @@ PART_GROUPS = {
 
 def recipe_options(group: str) -> list[Callable[..., Any]]:
     """Options of the recipe's settings under a heading, those that `--help` shows first."""
-    published, toy = (_preset_values(preset) for preset in PRESETS)
+    published = _preset_values("published")
     options: list[tuple[bool, Callable[..., Any]]] = []
     for part, part_group in PART_GROUPS.items():
         for name, (described, kind) in list_settings(RECIPE_PARTS[part]).items():
             if (described.group or part_group) == group:
                 default = described.default_text or _format_default(published[name])
-                if not described.default_text and published[name] != toy[name]:
-                    default += f"; preset toy: {_format_default(toy[name])}"
+                if not described.default_text:
+                    default += "".join(
+                        f"; preset {preset}: {_format_default(fields[name])}"
+                        for preset, fields in PRESETS.items()
+                        if name in fields
+                    )
                 hidden = name not in COMMON_SETTINGS
                 options.append(
                     (hidden, setting_option(name, described, kind, default, hidden=hidden))

@@ -12,7 +12,6 @@ from typing import Any, get_type_hints
 from pipeline.utils.config_fields import check_settings, setting
 from pipeline.utils.errors import InputError, bad_field
 
-PRESETS = ("published", "toy")
 # A copy of the names in `student.models.backbone`, which imports torch, so that `--help` need not.
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "toy")
 TIMM_BACKBONE = "timm:NAME"
@@ -46,6 +45,13 @@ TOY_FIELDS: dict[str, Any] = {
     "ema": 0.99,
     "augmentation": "toy",
 }
+# Fields of each preset that differ from the published recipe.
+PRESETS: dict[str, dict[str, Any]] = {
+    "published": {},
+    "proposals": {"queries": "proposals"},
+    "toy": TOY_FIELDS,
+}
+AUGMENTATIONS = ("published", "toy")
 
 
 class CheckedSettings:
@@ -340,7 +346,7 @@ class TrainConfig(CheckedSettings):
         "Training augmentation: DETR's (flip, colour jitter, resize to a short side of 480 to 800,"
         " crop), or flip and colour jitter, with only sides above 1333 shrunk. Evaluation resizes"
         " accordingly.",
-        choices=PRESETS,
+        choices=AUGMENTATIONS,
     )
     precision: str = setting(
         "auto",
@@ -484,7 +490,7 @@ def recipe_from_dict(value: dict[str, Any], file: object) -> Recipe:
 def get_preset(
     name: str, num_objects: int, num_verbs: int, person: int, pair_people: bool = False
 ) -> Recipe:
-    """The published recipe, or the small one of the toy dataset.
+    """The recipe of a preset.
 
     Args:
         name: one of `PRESETS`.
@@ -501,4 +507,4 @@ def get_preset(
             num_objects=num_objects, num_verbs=num_verbs, person=person, pair_people=pair_people
         )
     )
-    return recipe.override(**TOY_FIELDS) if name == "toy" else recipe
+    return recipe.override(**PRESETS[name])
