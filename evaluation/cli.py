@@ -137,6 +137,52 @@ def vcoco(**options: Any) -> None:
 
 
 @evaluation.command()
+@click.argument("predictions", metavar="PREDICTIONS|RUN", type=PATH)
+@cloup.option_group(
+    "Ground truth",
+    option("--annotations", type=FILE, help="Annotation file, such as swig_test_1000.json."),
+    data_option,
+    option(
+        "--vocabulary",
+        metavar="NAME|FILE",
+        show_default="the dataset's, else swig-hoi",
+        help="Vocabulary of the files.",
+    ),
+    strict_option,
+)
+@cloup.option_group(
+    "Scoring",
+    option(
+        "--split",
+        show_default="swig, or full if the vocabulary has no such split",
+        metavar="NAME|FILE",
+        help="Zero-shot split that defines seen and unseen.",
+    ),
+)
+@cloup.option_group(
+    "Output",
+    details_option,
+    json_option,
+    option(
+        "--official",
+        type=FILE,
+        help="Write the detections in the layout of the public projects to this file.",
+    ),
+    overwrite_option,
+)
+@config_option
+def swig(**options: Any) -> None:
+    """Score a predictions file, or a run's predictions, by the SWIG-HOI protocol.
+
+    Against --annotations, or the test part of --data. PREDICTIONS has the HOIA/PPDM form, or is
+    JSON or a pickle of the public projects (THID, CMD-SE, INP-CC, SGC-Net, SL-HOI).
+    """
+    from evaluation.score_swig import score_swig_file
+
+    click.echo("\n".join(score_swig_file(**options)))
+
+
+@evaluation.command()
 @click.argument("results", metavar="RESULTS|RUN...", type=PATH, nargs=-1, required=True)
 @option("--out", type=FILE, required=True, help="The HTML file to write.")
 @option(

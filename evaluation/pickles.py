@@ -41,12 +41,24 @@ def iterate_pickle(path: Path) -> Iterator[Any]:
     """The entries of a pickled list.
 
     Raises:
-        InputError: the file is missing or damaged, holds something else than a list, or an entry
-            holds anything but plain data; the message names it.
+        InputError: the file holds something else than a list; or see `read_pickle`.
+    """
+    entries = read_pickle(path)
+    if not isinstance(entries, list):
+        raise bad_field(path, "file", "a list", entries)
+    yield from entries
+
+
+def read_pickle(path: Path) -> Any:
+    """The content of a pickle, with arrays as lists.
+
+    Raises:
+        InputError: the file is missing or damaged, or holds anything but plain data; the message
+            names it.
     """
     try:
         pickled = _PlainDataUnpickler(path.read_bytes()).load()
-        entries = msgspec.to_builtins(pickled, enc_hook=np.ndarray.tolist)
+        return msgspec.to_builtins(pickled, enc_hook=np.ndarray.tolist)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     # A damaged pickle can raise anything in the unpickler.
@@ -54,9 +66,6 @@ def iterate_pickle(path: Path) -> Iterator[Any]:
         refused = error if isinstance(error, pickle.UnpicklingError) else "a damaged file"
         found = identify_file(path) or refused
         raise InputError(f"{path}: expected {PICKLE_EXPECTED}, found {found}") from None
-    if not isinstance(entries, list):
-        raise bad_field(path, "file", "a list", entries)
-    yield from entries
 
 
 class _Mapping(dict[Any, Any]):

@@ -95,8 +95,8 @@ def write_predictions(
     marker = {"name": vocabulary.name, "digest": vocabulary.digest()}
 
     def entry(index: int, item: Detections) -> dict[str, Any]:
-        boxes, categories = _shortest_floats(item.boxes), category_ids[item.labels].tolist()
-        hois, scores = (item.hois + first_ids).tolist(), _shortest_floats(item.scores)
+        boxes, categories = shortest_floats(item.boxes), category_ids[item.labels].tolist()
+        hois, scores = (item.hois + first_ids).tolist(), shortest_floats(item.scores)
         return {
             "file_name": item.image_id,
             **({} if index else {"vocabulary": marker}),
@@ -170,7 +170,7 @@ def read_predictions(
         if inverted.any():
             row = int(np.argmax(inverted))
             where = f"{item.image_id}: predictions[{row}].bbox"
-            box = _shortest_floats(item.boxes[row])
+            box = shortest_floats(item.boxes[row])
             raise bad_field(path, where, BOX_EXPECTED, box)
     check_numbering(path, detections, vocabulary)
     return detections
@@ -240,7 +240,7 @@ def _to_detections(entry: _Entry, vocabulary: Vocabulary, where: str) -> Detecti
     )
 
 
-def _shortest_floats(values: np.ndarray) -> list[Any]:
+def shortest_floats(values: np.ndarray) -> list[Any]:
     """Nested lists of Python floats with the fewest digits that restore `values` in their type:
     0.1, not 0.10000000149011612."""
     return np.asarray(values).astype(str).astype(np.float64).tolist()

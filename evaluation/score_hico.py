@@ -18,8 +18,10 @@ from evaluation.predictions import (
     verb_object_pairs,
 )
 from evaluation.results import Results, build_setting_scores, write_results
+from evaluation.swig.average_precision import compute_swig_scores, match_swig
 from evaluation.tables import format_tables
 from pipeline.annotations.load import AnnotationFile, load_annotations
+from pipeline.annotations.swig import SwigImage
 from pipeline.splits import load_split
 from pipeline.types import Annotation, Detections
 from pipeline.utils.files import refuse_existing
@@ -57,6 +59,7 @@ def score_to_fields(
     vocabulary: Vocabulary,
     unseen: tuple[int, ...],
     scoring: ScoringConfig,
+    swig_images: Sequence[SwigImage] = (),
 ) -> dict[str, Any]:
     """The fields of `Results` that follow from the scores.
 
@@ -64,21 +67,27 @@ def score_to_fields(
 
     Args:
         unseen: HOI indices that the split holds out.
+        swig_images: ground truth of SWIG-HOI's protocol, which has one setting and is used instead
+            of HICO-DET's protocol if it is given.
 
     Raises:
         InputError: there are detections on an image without annotation.
     """
     if scoring.nms is not None:
         detections = [pairwise_nms(item, scoring.nms) for item in detections]
-    matches = match_detections(annotations, detections, vocabulary)
-    first, *further = (
-        build_setting_scores(compute_scores(matches, vocabulary, setting), vocabulary, unseen)
-        for setting in scoring.settings
-    )
+    if swig_images:
+        settings: tuple[Setting, ...] = ("swig",)
+        matches = match_swig(swig_images, detections, vocabulary)
+        scores = [compute_swig_scores(matches, vocabulary)]
+    else:
+        settings = scoring.settings
+        matches = match_detections(annotations, detections, vocabulary)
+        scores = [compute_scores(matches, vocabulary, setting) for setting in settings]
+    first, *further = (build_setting_scores(one, vocabulary, unseen) for one in scores)
     return {
         "vocabulary": vocabulary.name,
         "unseen": unseen,
-        "setting": scoring.settings[0],
+        "setting": settings[0],
         **vars(first),
         "known_object": further[0] if further else None,
         "nms": None if scoring.nms is None else asdict(scoring.nms),

@@ -35,7 +35,11 @@ VCOCO_TITLES = {
     ROLE_AP_WITHOUT_POINT[1]: "Without point, scenario 2",
     AGENT_AP: "Agent AP",
 }
-SETTING_TITLES = {"default": "default setting", "known_object": "known-object setting"}
+SETTING_TITLES = {
+    "default": "default setting",
+    "known_object": "known-object setting",
+    "swig": "SWIG-HOI",
+}
 # Tables that can be printed below the groups, with the title of their first column.
 DETAIL_TITLES = {
     "splits": "split",

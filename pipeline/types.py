@@ -32,7 +32,7 @@ class Annotation:
         hois: (K, 3) int64 rows (human box, object box, verb); the object box is -1 for a verb
             without object. One row per labelled verb, without duplicates.
         size: width and height of the image in pixels; None if the annotation file has no sizes.
-        coco_image_id: COCO's id of the image; None in other formats of annotation files.
+        coco_image_id: id of the image in files of COCO and SWIG-HOI; None in other formats.
     """
 
     image_id: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +18,10 @@ from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import read_json, sha256_of_json
 from pipeline.utils.schema import Number, Text, convert
 
-BUILTIN_VOCABULARIES = ("hico-det", "vcoco", "toy")
+BUILTIN_VOCABULARIES = ("hico-det", "vcoco", "swig-hoi", "toy")
 NO_INTERACTION = "no_interaction"
+# Ends the name of an object where several objects of a vocabulary share their name.
+WORDNET_ID = re.compile(r"[ _]n\d{8}$")
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Vocabulary:
         category_ids: category ids of the objects in annotation files (COCO ids for HICO-DET).
         interactions: H tuples of (verb, object) indices.
         rare: indices of interactions with few training instances.
+        non_rare: indices of those with more; None for all that are not rare.
+        evaluated: indices of the interactions that the benchmark scores; None for all.
         splits: zero-shot splits by name, `{"unseen": HOI indices, "distilled": "unseen_verbs" or
             "all_verbs"}`; the latter names the verbs whose teacher probabilities are distilled.
         roles: V-COCO's table of actions, empty for other datasets: `{"action": name, "roles": names
@@ -51,6 +56,8 @@ class Vocabulary:
     splits: dict[str, dict[str, Any]] = field(default_factory=dict)
     roles: tuple[dict[str, Any], ...] = ()
     source: str = ""
+    non_rare: tuple[int, ...] | None = None
+    evaluated: tuple[int, ...] | None = None
 
     @property
     def num_verbs(self) -> int:
@@ -131,6 +138,9 @@ class Vocabulary:
         }
         if self.roles:
             value["roles"] = list(self.roles)
+        for name in ("non_rare", "evaluated"):
+            if (indices := getattr(self, name)) is not None:
+                value[name] = list(indices)
         return value
 
     def digest(self) -> str:
@@ -172,6 +182,8 @@ class _VocabularyFile(Struct):
     name: str | None = None
     source: str = ""
     rare: tuple[int, ...] = ()
+    non_rare: tuple[int, ...] | None = None
+    evaluated: tuple[int, ...] | None = None
     splits: dict[str, _Split] = {}
     roles: tuple[_Role, ...] = ()
 
@@ -190,7 +202,6 @@ def vocabulary_from_dict(value: Any, file: object) -> Vocabulary:
         ("objects, id", [one.id for one in content.objects]),
         ("verbs, name", verbs),
         ("interactions", content.interactions),
-        ("rare", content.rare),
     ):
         _check_unique(values, name, file)
     if "person" not in objects:
@@ -199,12 +210,14 @@ def vocabulary_from_dict(value: Any, file: object) -> Vocabulary:
         if not (0 <= verb < len(verbs) and 0 <= label < len(objects)):
             expected = f"[verb below {len(verbs)}, object below {len(objects)}]"
             raise bad_field(file, f"interactions[{index}]", expected, [verb, label])
-    _check_indices(content.rare, len(content.interactions), "rare", file)
+    groups = {name: getattr(content, name) or () for name in ("rare", "non_rare", "evaluated")}
     for name, split in content.splits.items():
         if name == "full":
             raise bad_field(file, "splits", "names other than full (all interactions seen)", name)
-        _check_unique(split.unseen, f"splits.{name}.unseen", file)
-        _check_indices(split.unseen, len(content.interactions), f"splits.{name}.unseen", file)
+        groups[f"splits.{name}.unseen"] = split.unseen
+    for name, indices in groups.items():
+        _check_unique(indices, name, file)
+        _check_indices(indices, len(content.interactions), name, file)
     for index, row in enumerate(content.roles):
         if len(row.verbs) != max(len(row.roles), 1) or not set(row.verbs) <= set(verbs):
             expected = "names of verbs, one for each role, at least one"
@@ -220,11 +233,13 @@ def vocabulary_from_dict(value: Any, file: object) -> Vocabulary:
         splits=value.get("splits", {}),
         roles=tuple(value.get("roles", ())),
         source=content.source,
+        non_rare=content.non_rare,
+        evaluated=content.evaluated,
     )
 
 
 def load_vocabulary(name_or_path: str | Path) -> Vocabulary:
-    """Loads a built-in vocabulary by name (`hico-det`, `vcoco`, `toy`) or a user's JSON file.
+    """Loads a built-in vocabulary by name (one of `BUILTIN_VOCABULARIES`) or a user's JSON file.
 
     Raises:
         InputError: the argument is neither a built-in name nor a readable vocabulary file.
@@ -245,6 +260,11 @@ def load_vocabulary(name_or_path: str | Path) -> Vocabulary:
 def normalise_name(name: str) -> str:
     """A class name for comparisons: lower case, with single spaces instead of underscores."""
     return " ".join(name.replace("_", " ").casefold().split())
+
+
+def object_text(name: str) -> str:
+    """An object's name for sentences: spaces for underscores, and no WordNet id at its end."""
+    return WORDNET_ID.sub("", name).replace("_", " ")
 
 
 def _check_unique(values: Sequence[Hashable], field: str, file: object) -> None:

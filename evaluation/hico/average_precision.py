@@ -70,7 +70,10 @@ def evaluate(
 
 
 def compute_scores(
-    matches: Matches, vocabulary: Vocabulary, setting: Setting = "default"
+    matches: Matches,
+    vocabulary: Vocabulary,
+    setting: Setting = "default",
+    thresholds: np.ndarray = RECALL_THRESHOLDS,
 ) -> HicoScores:
     """Scores of matched detections.
 
@@ -78,6 +81,7 @@ def compute_scores(
         matches: detections of equal score are ranked in the order of images and rows.
         setting: `default` counts every detection; `known_object` counts for each interaction only
             the detections in images that some annotated interaction with its object is in.
+        thresholds: see `eleven_point_ap`.
     """
     matched = matches.matched_detections(setting)
     num_positives = matched.num_positives(vocabulary.num_interactions)
@@ -90,17 +94,22 @@ def compute_scores(
     average_precision, max_recall = np.full((2, len(num_positives)), np.nan)
     for interaction in np.flatnonzero(num_positives):
         average_precision[interaction], max_recall[interaction] = eleven_point_ap(
-            tp_mask[bounds[interaction] : bounds[interaction + 1]], int(num_positives[interaction])
+            tp_mask[bounds[interaction] : bounds[interaction + 1]],
+            int(num_positives[interaction]),
+            thresholds,
         )
     return HicoScores(average_precision, max_recall, num_positives)
 
 
-def eleven_point_ap(tp_mask: np.ndarray, num_positives: int) -> tuple[float, float]:
+def eleven_point_ap(
+    tp_mask: np.ndarray, num_positives: int, thresholds: np.ndarray = RECALL_THRESHOLDS
+) -> tuple[float, float]:
     """AP as the mean over 11 recall thresholds of the best precision at that recall or above.
 
     Args:
         tp_mask: (N,) bool, true positives of one interaction by falling score.
         num_positives: number of annotated triplets, at least 1.
+        thresholds: (11,) float64, rising recalls.
 
     Returns:
         average precision, and the recall of all detections.
@@ -112,8 +121,8 @@ def eleven_point_ap(tp_mask: np.ndarray, num_positives: int) -> tuple[float, flo
     precision = true_positives / np.arange(1, len(tp_mask) + 1)
     # The appended 0 is the precision at thresholds above the highest recall.
     envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
-    reached = np.searchsorted(recall, RECALL_THRESHOLDS, side="left")
-    return float(envelope[reached].sum() / len(RECALL_THRESHOLDS)), float(recall[-1])
+    reached = np.searchsorted(recall, thresholds, side="left")
+    return float(envelope[reached].sum() / len(thresholds)), float(recall[-1])
 
 
 def summarize(
@@ -134,7 +143,9 @@ def summarize(
         "seen": np.setdiff1d(every, unseen),
         "unseen": unseen,
         "rare": vocabulary.rare,
-        "non_rare": np.setdiff1d(every, vocabulary.rare),
+        "non_rare": np.setdiff1d(every, vocabulary.rare)
+        if vocabulary.non_rare is None
+        else vocabulary.non_rare,
     }
     metrics = {name: scores.mean_ap(members) for name, members in groups.items()}
     if len(unseen):

@@ -7,7 +7,7 @@ same annotated triplet (EoID section 4.1; Chao et al. 2018).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -17,7 +17,8 @@ from pipeline.types import Annotation, Detections
 from pipeline.utils.errors import InputError
 from pipeline.vocabulary import Vocabulary
 
-Setting = Literal["default", "known_object"]
+# The last one is SWIG-HOI's protocol (`evaluation.swig`).
+Setting = Literal["default", "known_object", "swig"]
 
 IOU_THRESHOLD = 0.5
 # Number of keys that are joined at a time, which bounds the memory for the pairs.
@@ -89,7 +90,7 @@ class Matches:
 
     def matched_detections(self, setting: Setting = "default") -> MatchedDetections:
         """The detections that count in a setting, by falling score."""
-        if setting == "default":
+        if setting != "known_object":
             return self.matched
         return MatchedDetections(
             self.matched.detections.keep(self.known_object_mask),
@@ -178,7 +179,11 @@ def collect_triplets(
     )
 
 
-def match_triplets(detections: Triplets, ground_truth: Triplets) -> np.ndarray:
+def match_triplets(
+    detections: Triplets,
+    ground_truth: Triplets,
+    box_iou: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+) -> np.ndarray:
     """Mask of the true positives.
 
     A detection is assigned to the annotated triplet of the same image and interaction with the
@@ -186,9 +191,13 @@ def match_triplets(detections: Triplets, ground_truth: Triplets) -> np.ndarray:
     Of the detections assigned to the same annotated triplet, the best-scoring one is the true
     positive, the first of equal ones.
 
+    Args:
+        box_iou: row-wise IoU of two (N, 4) arrays of boxes; None for `hico_iou`.
+
     Returns:
         (len(detections),) bool.
     """
+    box_iou = box_iou or hico_iou
     tp_mask = np.zeros(len(detections), dtype=bool)
     if not len(detections):
         return tp_mask
@@ -197,11 +206,11 @@ def match_triplets(detections: Triplets, ground_truth: Triplets) -> np.ndarray:
     )
     assigned = []
     for rows, targets in join(keys, truth_keys):
-        iou = hico_iou(detections.human_boxes[rows], ground_truth.human_boxes[targets])
+        iou = box_iou(detections.human_boxes[rows], ground_truth.human_boxes[targets])
         # Most pairs fail by their human boxes, so the IoU of the objects is rarely needed.
         near = iou >= IOU_THRESHOLD
         rows, targets, iou = rows[near], targets[near], iou[near]
-        object_iou = hico_iou(detections.object_boxes[rows], ground_truth.object_boxes[targets])
+        object_iou = box_iou(detections.object_boxes[rows], ground_truth.object_boxes[targets])
         iou = np.minimum(iou, object_iou)
         near = iou >= IOU_THRESHOLD
         rows, targets, iou = rows[near], targets[near], iou[near]

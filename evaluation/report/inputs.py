@@ -14,6 +14,7 @@ from evaluation.hico.matching import MatchedDetections, count_interactions, matc
 from evaluation.hico.nms import NmsConfig, pairwise_nms
 from evaluation.predictions import read_predictions
 from evaluation.results import Results
+from evaluation.swig.average_precision import match_swig
 from pipeline.annotations.load import AnnotationFile, load_annotations
 from pipeline.datasets.dataset import Dataset, open_dataset
 from pipeline.types import Annotation, Detections
@@ -188,5 +189,8 @@ def _load_predictions(
     if result.nms is not None:
         nms = NmsConfig(**result.nms)
         detections = [pairwise_nms(item, nms) for item in detections]
-    matched = match_and_sort(ground_truth.annotations, detections, vocabulary, result.setting)
+    if result.setting == "swig":
+        matched = match_swig(ground_truth.swig_images, detections, vocabulary).matched
+    else:
+        matched = match_and_sort(ground_truth.annotations, detections, vocabulary, result.setting)
     return EntryPredictions(entry, result, detections, matched)

@@ -311,7 +311,7 @@ def find_published_results(result: Results, split: str) -> list[dict[str, Any]]:
         key = (entry["dataset"], entry["dataset"], entry["setting"])
         if key == (result.dataset, result.vocabulary, result.setting) and split in entry["splits"]:
             conditions = entry["conditions"]
-            if result.num_images != entry["test_images"]:
+            if entry["test_images"] and result.num_images != entry["test_images"]:
                 conditions += (
                     f"; all {entry['test_images']:,} test images instead of {result.num_images:,}"
                 )
@@ -331,6 +331,6 @@ def _read_published() -> list[dict[str, Any]]:
     with resources.as_file(resources.files("evaluation.report") / "published.json") as file:
         value = read_json(file)
     return [
-        {**entry, "test_images": value["test_images"][entry["dataset"]]}
+        {**entry, "test_images": value["test_images"].get(entry["dataset"])}
         for entry in value["results"]
     ]

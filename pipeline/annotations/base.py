@@ -228,7 +228,7 @@ class RawAnnotation:
         hois: K (human box, object box, verb); the object box is -1 for a verb without object.
         size: width and height in pixels; None if the file has no sizes.
         box_field, hoi_field: field names in the file of a box and a label, by index, for errors.
-        coco_image_id: COCO's id of the image; None in other formats.
+        coco_image_id: id of the image in files of COCO and SWIG-HOI; None in other formats.
     """
 
     name: str

@@ -12,6 +12,7 @@ import numpy as np
 from pipeline.annotations.base import ParseContext, format_issues, is_utf8
 from pipeline.annotations.coco import parse_coco
 from pipeline.annotations.hico import parse_anno_bbox, parse_hoia, parse_instances
+from pipeline.annotations.swig import SwigImage, is_swig, parse_swig
 from pipeline.annotations.vcoco import find_vcoco_files, read_vcoco, vcoco_annotations
 from pipeline.images import IMAGE_EXTENSIONS, unread_images
 from pipeline.types import Annotation
@@ -21,9 +22,9 @@ from pipeline.utils.text import count_noun
 from pipeline.vocabulary import Vocabulary
 
 KNOWN_FORMATS = (
-    "a list of images (trainval_hico.json) or of actions (vcoco_trainval.json), an object with"
-    " filenames and annotation (instances_train2015.json) or with images, annotations and"
-    " categories (COCO)"
+    "a list of images (trainval_hico.json, swig_trainval_1000.json) or of actions"
+    " (vcoco_trainval.json), an object with filenames and annotation (instances_train2015.json)"
+    " or with images, annotations and categories (COCO)"
 )
 
 
@@ -43,6 +44,7 @@ class AnnotationFile:
         examples: error message of the first issue or wrong entry of each kind.
         boxes_only: files of this format contain no interactions.
         limit: number of images to which `annotations` were limited; None for all of them.
+        swig_images: of SWIG-HOI's files the labels as they stand in the file, for its scores.
     """
 
     path: Path
@@ -55,6 +57,7 @@ class AnnotationFile:
     examples: dict[str, str] = field(default_factory=dict)
     boxes_only: bool = False
     limit: int | None = None
+    swig_images: tuple[SwigImage, ...] = ()
 
     @property
     def num_labels(self) -> int:
@@ -82,7 +85,11 @@ class AnnotationFile:
             return self
         chosen = tuple(self.annotations[row * total // limit] for row in range(limit))
         digest = f"limit {limit} {self.digest}"
-        return replace(self, annotations=chosen, digest=digest, limit=limit)
+        names = {annotation.image_id for annotation in chosen}
+        swig_images = tuple(image for image in self.swig_images if image.name in names)
+        return replace(
+            self, annotations=chosen, digest=digest, limit=limit, swig_images=swig_images
+        )
 
     def format_issues(self) -> str:
         """One line about the issues that were repaired; empty without issues."""
@@ -102,7 +109,7 @@ def load_annotations(
 
     Args:
         path: HOIA JSON, `instances_*.json` or the official `anno_bbox.mat` of HICO-DET, V-COCO's
-            official actions file, or COCO instances (boxes only).
+            official actions file, SWIG-HOI's JSON, or COCO instances (boxes only).
         vocabulary: defines the object and verb indices of the result.
         part: "train" or "test"; `anno_bbox.mat` contains both.
         strict: raise an error for issues that are otherwise repaired and counted.
@@ -115,10 +122,13 @@ def load_annotations(
     """
     path = Path(path)
     context = ParseContext(path, vocabulary, strict, lenient)
+    digest, boxes_only = None, False
+    swig_images: tuple[SwigImage, ...] = ()
     if path.suffix.lower() == ".mat":
-        annotations, digest, boxes_only = parse_anno_bbox(part, context), None, False
+        annotations = parse_anno_bbox(part, context)
+    elif is_swig(value := read_json(path)):
+        annotations, swig_images = parse_swig(value, context)
     else:
-        value = read_json(path)
         annotations, digest = _parse_json(value, context, instances, ids)
         boxes_only = isinstance(value, dict) and "images" in value
     with context.catch_errors():
@@ -135,6 +145,7 @@ def load_annotations(
         context.entry_errors,
         context.examples,
         boxes_only,
+        swig_images=swig_images,
     )
 
 

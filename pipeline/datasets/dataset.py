@@ -13,6 +13,7 @@ from msgspec.structs import asdict
 
 from pipeline.annotations.base import ParseContext, annotation_to_upright
 from pipeline.annotations.load import AnnotationFile, load_annotations, load_image_folder
+from pipeline.annotations.swig import SwigImage
 from pipeline.annotations.vcoco import (
     VcocoGroundTruth,
     VcocoImage,
@@ -30,7 +31,7 @@ from pipeline.utils.files import read_toml
 from pipeline.utils.schema import MISSING, Text, convert
 from pipeline.vocabulary import BUILTIN_VOCABULARIES, Vocabulary, load_vocabulary
 
-Item = TypeVar("Item", Detections, VcocoImage)
+Item = TypeVar("Item", Detections, VcocoImage, SwigImage)
 # Annotation files of all layouts lie at most this many folders below the dataset folder.
 MAX_DEPTH = 4
 
@@ -125,7 +126,12 @@ class Dataset:
         # Teacher outputs for boxes of one orientation are useless for the other, so the digest,
         # which caches store, must differ.
         digest = f"{STORED} {loaded.digest}"
-        return replace(loaded, annotations=tuple(turned), digest=digest)
+        swig_images = tuple(
+            self._convert(
+                part, loaded.swig_images, [one.name for one in loaded.swig_images], _to_upright
+            )
+        )
+        return replace(loaded, annotations=tuple(turned), digest=digest, swig_images=swig_images)
 
     def _detect_stale_exif(
         self, part: str, loaded: AnnotationFile, headers: Sequence[ImageHeader | InputError]

@@ -1,4 +1,4 @@
-"""Published folder layouts of HICO-DET, V-COCO and COCO, and constants of dataset.toml."""
+"""Published folder layouts of HICO-DET, V-COCO, SWIG-HOI and COCO; constants of dataset.toml."""
 
 from __future__ import annotations
 
@@ -125,6 +125,16 @@ LAYOUTS = (
         {
             "train": _vcoco_paths("trainval") + _annotation_paths("trainval_vcoco.json"),
             "test": _vcoco_paths("test") + _annotation_paths("test_vcoco.json"),
+        },
+    ),
+    Layout(
+        "swig-hoi",
+        "SWIG-HOI with annotations/swig_trainval_1000.json",
+        "swig-hoi",
+        dict.fromkeys(("train", "test"), ("images_512", "images")),
+        {
+            "train": _annotation_paths("swig_trainval_1000.json", "swig_train_1000.json"),
+            "test": _annotation_paths("swig_test_1000.json"),
         },
     ),
     _coco_layout("2017"),

@@ -86,11 +86,15 @@ def _to_input_error(message: str, value: Any, kind: Any, file: object, where: st
         if isinstance(info, inspect.Metadata):
             # The description is of the whole value, of which a part is wrong.
             break
+        key: Any = name
         if index == "...":
             # msgspec does not say which of the values of a mapping is wrong.
-            name = _wrong_key(found, value, kind)
+            key = _wrong_key(found, value, kind)
+            name = str(key)
+        elif index:
+            key = int(index)
         where += f".{name}" if name and where else name or f"[{index}]"
-        info, found = _descend(info, name, index), found[name if name else int(index)]
+        info, found = _descend(info, name, index), found[key]
     field = WRONG_FIELD.search(message)
     if field and isinstance(info, (inspect.StructType, inspect.DataclassType)):
         inner = f"{where}.{field[2]}" if where else field[2]
@@ -101,7 +105,7 @@ def _to_input_error(message: str, value: Any, kind: Any, file: object, where: st
     return bad_field(file, where or "content", _describe(info), found)
 
 
-def _wrong_key(mapping: dict[str, Any], value: Any, kind: Any) -> str:
+def _wrong_key(mapping: dict[Any, Any], value: Any, kind: Any) -> Any:
     """The first key of a mapping within `value` whose entry is not of the expected type."""
     entries = dict(mapping)
     for key, entry in entries.items():

@@ -86,7 +86,12 @@ def evaluate_model(
         vcoco=score_run(dataset, detections),
         **about_model,
         **score_to_fields(
-            annotations, detections, dataset.vocabulary, split.unseen, scoring or ScoringConfig()
+            annotations,
+            detections,
+            dataset.vocabulary,
+            split.unseen,
+            scoring or ScoringConfig(),
+            part.annotation_file.swig_images,
         ),
     )
     write_results(out / RESULTS_FILE, results)

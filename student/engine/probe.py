@@ -147,7 +147,12 @@ def run_probe(run: ProbeRun) -> Results:
         dataset_path=dataset.root,
         predictions=run.predictions,
         **score_to_fields(
-            test_file.annotations, detections, vocabulary, split.unseen, ScoringConfig()
+            test_file.annotations,
+            detections,
+            vocabulary,
+            split.unseen,
+            ScoringConfig(),
+            test_file.swig_images,
         ),
     )
     write_results(run.out / RESULTS_FILE, results)

@@ -19,6 +19,7 @@ from evaluation.hico.matching import Setting
 from evaluation.predictions import write_predictions
 from evaluation.report.charts.figure import check_chart_file
 from evaluation.results import PairProtocol, Results, results_fields, write_results
+from evaluation.swig.average_precision import evaluate_swig
 from evaluation.tables import METRIC_TITLES, format_percent
 from pipeline.boxes import box_iou
 from pipeline.datasets.dataset import open_dataset
@@ -103,7 +104,7 @@ def evaluate_teacher(
         cache: the cache folder.
         dataset: the dataset folder that the cache was built from.
         split: name or TOML file of the split, which defines seen and unseen interactions.
-        setting: HICO-DET's default or known-object setting.
+        setting: HICO-DET's default or known-object setting; SWIG-HOI has one of its own.
         json: results file to write.
         predictions: file of the teacher's detections on proposed pairs to write.
         figure: file of a figure of the scores to write.
@@ -134,8 +135,12 @@ def evaluate_teacher(
         matches.append(match_annotated_pairs(annotation, outputs, vocabulary))
         for source, found in detections.items():
             found.append(pair_detections(annotation.image_id, outputs, vocabulary, source))
+    if loaded.swig_images:
+        setting = "swig"
     scores = {
-        source: evaluate(loaded.annotations, found, vocabulary, setting)
+        source: evaluate_swig(loaded.swig_images, found, vocabulary)
+        if loaded.swig_images
+        else evaluate(loaded.annotations, found, vocabulary, setting)
         for source, found in detections.items()
     }
     groups = {

@@ -14,7 +14,7 @@ from msgspec import Meta
 
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.schema import Text, read_json_as
-from pipeline.vocabulary import NO_INTERACTION, Vocabulary, normalise_name
+from pipeline.vocabulary import NO_INTERACTION, Vocabulary, normalise_name, object_text
 from teacher_cache.reader.cache import PromptEmbeddings
 
 # Per interaction, one sentence for each template, or those of a file.
@@ -60,7 +60,7 @@ def class_prompts(
     templates: Sequence[str],
     sentences: Path | None = None,
 ) -> Prompts:
-    """The prompts of interactions, with underscores replaced by spaces.
+    """The prompts of interactions, with underscores replaced by spaces, without WordNet ids.
 
     Args:
         classes: verb, its "-ing" form and object of every interaction.
@@ -120,13 +120,13 @@ def _read_sentences(file: Path, classes: Sequence[PromptClass]) -> Sentences:
 def _class_sentences(sentences: Sentences, verb: str, name: str) -> tuple[str, ...]:
     """Sentences of an interaction, otherwise of its verb with `{object}` filled in; or none."""
     own = sentences.get(normalise_name(f"{verb} {name}")) or sentences.get(normalise_name(verb), ())
-    return tuple(text.replace("{object}", name.replace("_", " ")).strip() for text in own)
+    return tuple(text.replace("{object}", object_text(name)).strip() for text in own)
 
 
 def fill_templates(templates: Sequence[str], ing: str, object_name: str) -> tuple[str, ...]:
     """One prompt per template for a verb's "-ing" form and an object."""
     return tuple(
-        template.format(ing=ing, object=object_name).replace("_", " ").strip()
+        template.format(ing=ing, object=object_text(object_name)).replace("_", " ").strip()
         for template in templates
     )
 

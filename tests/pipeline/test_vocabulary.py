@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from pipeline.utils.errors import InputError
-from pipeline.vocabulary import load_vocabulary, vocabulary_from_dict
+from pipeline.vocabulary import load_vocabulary, object_text, vocabulary_from_dict
 
 MINE = {
     "name": "mine",
@@ -17,7 +17,12 @@ MINE = {
 
 @pytest.mark.parametrize(
     ("name", "verbs", "objects", "interactions", "rare"),
-    [("hico-det", 117, 80, 600, 138), ("vcoco", 29, 80, 468, 0), ("toy", 11, 9, 50, 9)],
+    [
+        ("hico-det", 117, 80, 600, 138),
+        ("vcoco", 29, 80, 468, 0),
+        ("swig-hoi", 407, 1000, 14130, 11377),
+        ("toy", 11, 9, 50, 9),
+    ],
 )
 def test_builtin_vocabularies(name, verbs, objects, interactions, rare):
     vocabulary = load_vocabulary(name)
@@ -62,6 +67,24 @@ def test_vcoco_has_a_verb_per_role(vcoco, hico):
     assert vcoco.no_interaction is None
 
 
+def test_swig_hoi_has_the_benchmarks_groups():
+    swig = load_vocabulary("swig-hoi")
+    unseen, rare, non_rare = map(set, (swig.splits["swig"]["unseen"], swig.rare, swig.non_rare))
+    evaluated = set(swig.evaluated)
+    assert unseen | rare | non_rare == set(range(14130))
+    assert [len(group) for group in (unseen, rare, non_rare)] == [1391, 11377, 1362]
+    assert [len(group & evaluated) for group in (unseen, rare, non_rare)] == [1391, 2841, 1307]
+    assert (swig.person, swig.category_ids) == (0, tuple(range(1000)))
+    assert swig.interaction_names[0] == ("injecting", "syringe")
+
+
+def test_objects_of_swig_hoi_that_share_a_name_have_the_wordnet_id():
+    names = load_vocabulary("swig-hoi").objects
+    assert {"mouse_n03793489", "mouse_n02330245", "vacuum_cleaner"} <= set(names)
+    assert len(names) - len(set(map(object_text, names))) == 37
+    assert object_text("wooden_spoon_n04597913") == "wooden spoon" == object_text("wooden spoon")
+
+
 def test_vocabulary_file(tmp_path):
     path = tmp_path / "cups.json"
     path.write_text(json.dumps({key: MINE[key] for key in MINE if key != "name"}))
@@ -82,7 +105,9 @@ def test_digest_depends_on_the_tables():
 
 @pytest.mark.parametrize("name", ["coco", "none.json"])
 def test_unknown_vocabulary_error_lists_known_names(name):
-    with pytest.raises(InputError, match=f"{name}: no such vocabulary; .* hico-det, vcoco, toy"):
+    with pytest.raises(
+        InputError, match=f"{name}: no such vocabulary; .* hico-det, vcoco, swig-hoi"
+    ):
         load_vocabulary(name)
 
 
@@ -105,6 +130,8 @@ CUP = {"name": "cup", "id": 1}
         ("interactions", [[0, 1], [0, 1]], "interactions: expected"),
         ("rare", [1], "rare: expected interaction numbers from 0 to 0, found 1"),
         ("rare", [0, 0], "rare: expected"),
+        ("non_rare", [-1], "non_rare: expected"),
+        ("evaluated", [1], "evaluated: expected"),
         ("splits", {"full": SPLIT}, "splits: expected"),
         (
             "splits",

@@ -29,6 +29,13 @@ def test_empty_folder_has_no_layout(tmp_path):
             "vcoco",
             {"test"},
         ),
+        (
+            ["annotations/swig_trainval_1000.json", "annotations/swig_test_1000.json"],
+            "swig-hoi",
+            "swig-hoi",
+            {"train", "test"},
+        ),
+        (["annotations/swig_train_1000.json"], "swig-hoi", "swig-hoi", {"train"}),
         (["annotations/instances_val2017.json"], "coco-2017", "hico-det", {"test"}),
         (["annotations/instances_train2014.json"], "coco-2014", "hico-det", {"train"}),
     ],
