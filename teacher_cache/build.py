@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 
 from pipeline.annotations.load import AnnotationFile
+from pipeline.cluster.activity import announce
 from pipeline.cluster.lock import FolderLock, lock_folder
 from pipeline.cluster.modes import (
     ArrayShare,
@@ -168,7 +169,11 @@ def build_cache(config: BuildConfig) -> None:
         if not _has_prompts(config.out, plan):
             write_teacher_file(config.out / TEACHER, plan.fingerprint, text)
         settings = WorkerSettings(config.out, JOB_NAME, inputs_config.threads, inputs_config.device)
-        _build_shards(tasks, config, mode, settings, lock)
+        if not shared:
+            # With a share, temporary files may belong to other jobs that are running.
+            lock.remove_temporary_files()
+        with announce(config.out, ", ".join(map(str, filter(None, (config.share, mode))))):
+            _build_shards(tasks, config, mode, settings, lock)
 
 
 def _plan_build(
@@ -206,10 +211,7 @@ def _build_shards(
     lock: FolderLock,
 ) -> None:
     """Makes the missing shards of this job, and writes the manifest when none is missing."""
-    if config.share is None:
-        # With a share, temporary files may belong to other jobs that are running.
-        lock.remove_temporary_files()
-    else:
+    if config.share is not None:
         tasks = config.share.select(tasks)
     pending = [task for task in tasks if not is_finished_shard(task.path, task.fingerprint)]
     if config.extraction.strict:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 import cloup
 
-from pipeline.utils.cli import device_option
+from pipeline.utils.cli import EXIT_INTERRUPTED, EXIT_UNFINISHED, device_option
 from pipeline.utils.cli_options import FloatRange, PathType, config_option, option
 
 FOLDER = PathType()
@@ -196,6 +197,30 @@ def show(**options: Any) -> None:
 
 @cloup.command()
 @click.argument("cache", type=FOLDER)
+@option("--watch", is_flag=True, help="Print it again every few seconds until CACHE is finished.")
+@option("--json", is_flag=True, help="Print the numbers as JSON, with --watch one object per line.")
+@config_option
+def status(watch: bool, **options: Any) -> None:
+    """Tell how far the build of CACHE is: shards, failed images, processes, rate and time left.
+
+    It works beside a running build and on any machine that sees the folder. The exit code is 0 if
+    the cache is finished, 3 if it is not, and 2 if files are missing or damaged, of which verify
+    finds all.
+    """
+    from teacher_cache.analysis.status import show_status
+
+    try:
+        finished = show_status(watch=watch, **options)
+    except KeyboardInterrupt:
+        if not watch:
+            raise
+        sys.exit(EXIT_INTERRUPTED)
+    if not finished:
+        sys.exit(EXIT_UNFINISHED)
+
+
+@cloup.command()
+@click.argument("cache", type=FOLDER)
 @option("--repair", is_flag=True, help="Rebuild damaged files and remove unexpected ones.")
 @option(
     "--data",
@@ -266,6 +291,6 @@ def rescore(**options: Any) -> None:
 
 
 COMMANDS = {
-    cloup.Section("Inspection"): (inspect, show, evaluate, verify),
+    cloup.Section("Inspection"): (status, inspect, show, evaluate, verify),
     cloup.Section("New caches and prompts from old caches"): (merge, rescore, prompts),
 }

@@ -13,10 +13,11 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from pipeline.utils.errors import InputError
@@ -25,6 +26,8 @@ from pipeline.utils.logging import get_logger
 logger = get_logger(__name__)
 
 LOCK = ".lock"
+# Records of the processes at work, see `activity.py`.
+RECORDS = ".running.*"
 
 # Seconds between updates of the lock file's modification time, and seconds without an update after
 # which its owner counts as dead.
@@ -58,8 +61,10 @@ class FolderLock:
     descriptor: int
     shared: bool
 
-    def remove_temporary_files(self, patterns: Sequence[str] = (".*.tmp", "*/.*.tmp")) -> None:
-        """Removes temporary files of killed writers, unless other jobs hold the lock as well.
+    def remove_temporary_files(
+        self, patterns: Sequence[str] = (".*.tmp", "*/.*.tmp", RECORDS)
+    ) -> None:
+        """Removes what killed writers left, unless other jobs hold the lock as well.
 
         A shared lock may be lost here, because `flock` does not convert it atomically; array jobs
         therefore call this last.
@@ -96,11 +101,11 @@ def lock_folder(folder: Path, shared: bool = False) -> Iterator[FolderLock]:
         _acquire(folder, file.fileno(), owner)
         _write_owner(file.fileno(), json.dumps(asdict(owner)))
         try:
-            with _heartbeat(file.fileno()):
+            with heartbeat(partial(os.utime, file.fileno())):
                 yield FolderLock(folder, file.fileno(), shared)
         finally:
             # Another array job may have written its own record since.
-            if _read_owner(path) == owner:
+            if read_owner(path) == owner:
                 _write_owner(file.fileno(), "")
 
 
@@ -109,13 +114,13 @@ def _acquire(folder: Path, descriptor: int, owner: LockOwner) -> None:
     deadline = time.monotonic() + ACQUIRE_TIMEOUT
     operation = fcntl.LOCK_SH if owner.shared else fcntl.LOCK_EX
     while (granted := _try_lock(descriptor, operation)) is False:
-        other = _read_owner(path)
+        other = read_owner(path)
         # The last job of an array holds the lock exclusively while it removes temporary files.
         may_be_cleaning = owner.shared and (other is None or other.shared)
         if not may_be_cleaning or time.monotonic() > deadline:
             raise _locked_error(folder, other)
         time.sleep(POLL_INTERVAL)
-    other = _read_owner(path)
+    other = read_owner(path)
     if other is None or (owner.shared and other.shared):
         return
     # A granted lock proves that a previous owner on this host is gone, but says nothing about one
@@ -148,14 +153,15 @@ def _locked_error(folder: Path, owner: LockOwner | None) -> InputError:
 
 
 @contextmanager
-def _heartbeat(descriptor: int) -> Iterator[None]:
+def heartbeat(beat_once: Callable[[], None]) -> Iterator[None]:
+    """Calls a function every few seconds, in a thread, during the `with` block."""
     stop = threading.Event()
 
     def beat() -> None:
         while not stop.wait(HEARTBEAT_INTERVAL):
             # A failed update, as on a full disk, must not end the command.
             with suppress(OSError):
-                os.utime(descriptor)
+                beat_once()
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
@@ -190,7 +196,8 @@ def _write_owner(descriptor: int, text: str) -> None:
         os.write(descriptor, text.encode())
 
 
-def _read_owner(path: Path) -> LockOwner | None:
+def read_owner(path: Path) -> LockOwner | None:
+    """The holder that a lock file names; None without one or if the file is damaged."""
     try:
         return LockOwner(**json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError):

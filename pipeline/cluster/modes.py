@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from pipeline.utils.errors import InputError
 from pipeline.utils.logging import get_logger
 from pipeline.utils.progress import Progress
+from pipeline.utils.text import count_noun
 
 if TYPE_CHECKING:
     from pipeline.cluster.dask_workers import Workers
@@ -39,6 +40,9 @@ OPTION_NAMES = re.compile(r"(?:^|(?<=\s))(?:--[a-z-]+|-[a-zA-Z])")
 class InProcess:
     """Shards are made in the command's own process, one after the other."""
 
+    def __str__(self) -> str:
+        return "one process"
+
 
 @dataclass(frozen=True)
 class LocalWorkers:
@@ -46,12 +50,18 @@ class LocalWorkers:
 
     count: int
 
+    def __str__(self) -> str:
+        return count_noun(self.count, "worker processes")
+
 
 @dataclass(frozen=True)
 class RunningCluster:
     """Shards are made on the workers of a Dask cluster: host:port, or its scheduler file."""
 
     address: str
+
+    def __str__(self) -> str:
+        return f"workers of {self.address}"
 
 
 @dataclass(frozen=True)
@@ -103,6 +113,9 @@ class SlurmJobs:
         if self.walltime is not None and not WALLTIME_PATTERN.fullmatch(self.walltime):
             expected = "SLURM's form of a time limit, such as 04:00:00"
             raise InputError(f"--walltime: expected {expected}, found {self.walltime}")
+
+    def __str__(self) -> str:
+        return count_noun(self.jobs, "SLURM jobs at a time")
 
 
 class Task(Protocol):
@@ -211,6 +224,9 @@ class ArrayShare:
 
     index: int
     count: int
+
+    def __str__(self) -> str:
+        return f"job {self.index}/{self.count} of an array"
 
     def select(self, items: Sequence[Item]) -> Sequence[Item]:
         return items[self.index :: self.count]

@@ -21,6 +21,7 @@ from pipeline.utils.errors import InputError
 from pipeline.utils.signals import interrupt_outside_extensions
 
 EXIT_BAD_INPUT = 2
+EXIT_UNFINISHED = 3
 EXIT_INTERRUPTED = 130
 # Enough for all workers and shards. Not more, because programs that close every possible file
 # descriptor before they start a process take time in proportion to the limit.

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pipeline.cluster.activity import announce
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import describe_changes
 from teacher_cache.extraction.extract import TeacherModels, extract
@@ -72,9 +73,14 @@ def make_shard(task: ShardTask, on_progress: Callable[[int], None] | None = None
     inputs.teacher.text = read_teacher_file(task.folder / TEACHER, task.fingerprint)
     models = TeacherModels(inputs.detector, inputs.teacher, vocabulary)
     image_tasks = inputs.data.image_tasks[task.first : task.end]
-    outputs, failed = extract(
-        image_tasks, models, task.inputs_config.extraction, on_progress or (lambda count: None)
-    )
+    with announce(task.folder, f"{SHARDS}/{task.path.name}", len(task)) as count:
+
+        def report(images: int) -> None:
+            count(images)
+            if on_progress is not None:
+                on_progress(images)
+
+        outputs, failed = extract(image_tasks, models, task.inputs_config.extraction, report)
     write_shard(
         task.path,
         task.fingerprint,

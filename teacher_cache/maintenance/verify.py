@@ -28,7 +28,7 @@ from teacher_cache.reader.cache import open_cache, read_teacher_file
 from teacher_cache.reader.format import MANIFEST, PLAN, SHARDS, TEACHER, vocabulary_to_dict
 from teacher_cache.reader.manifest import read_manifest, stored_vocabulary
 from teacher_cache.reader.shard import read_layout
-from teacher_cache.writer.checksum import has_valid_checksum, write_checksummed_json
+from teacher_cache.writer.checksum import has_intact_checksum, write_checksummed_json
 from teacher_cache.writer.manifest import planned_shards, write_manifest
 from teacher_cache.writer.plan import BuildPlan, read_plan
 from teacher_cache.writer.settings import COMMAND_KEY, from_settings
@@ -111,7 +111,7 @@ def _complete_manifest(folder: Path, repair: _RepairOptions | None) -> None:
         InputError: shards are missing, or `build.json` is damaged.
     """
     plan = read_plan(folder)
-    if not _has_intact_checksum(folder / PLAN, plan):
+    if not has_intact_checksum(folder / PLAN, plan):
         raise InputError(f"{folder / PLAN}: is damaged: its own checksum does not match")
     missing = write_manifest(folder).missing
     if missing and repair is not None:
@@ -141,7 +141,7 @@ def find_problems(folder: Path) -> dict[str, str]:
     plan: dict[str, Any] | None = None
     try:
         plan = read_manifest(folder)
-        if not _has_intact_checksum(folder / MANIFEST, plan):
+        if not has_intact_checksum(folder / MANIFEST, plan):
             problems[MANIFEST] = "is damaged: its own checksum does not match"
     except InputError as error:
         reason = _without_path(error, folder / MANIFEST)
@@ -202,12 +202,6 @@ def expected_shards(folder: Path, problems: dict[str, str]) -> list[str]:
     )
 
 
-def _has_intact_checksum(path: Path, value: dict[str, Any]) -> bool:
-    # Early manifests and plans contain neither a checksum of themselves nor a vocabulary.
-    is_early = "vocabulary" not in value and "sha256" not in value
-    return is_early or has_valid_checksum(path.read_bytes())
-
-
 def _without_path(error: InputError, path: Path) -> str:
     return str(error).removeprefix(f"{path}: ")
 
@@ -237,7 +231,7 @@ def _check_content(folder: Path, name: str, fingerprint: str, entry: dict[str, A
             raise InputError(f"{path}: expected the images listed in {MANIFEST}, found others")
     else:
         plan = read_plan(folder)
-        if not _has_intact_checksum(path, plan):
+        if not has_intact_checksum(path, plan):
             raise InputError(f"{path}: is damaged: its own checksum does not match")
         if plan["fingerprint"] != fingerprint:
             raise InputError(f"{path}: belongs to another cache")

@@ -41,5 +41,12 @@ def has_valid_checksum(content: bytes) -> bool:
     return bool(before) and _digest(hashed).encode() == checksum
 
 
+def has_intact_checksum(path: Path, value: dict[str, Any]) -> bool:
+    """Whether a manifest or plan, whose content is `value`, matches the checksum in it."""
+    # Early manifests and plans contain neither a checksum of themselves nor a vocabulary.
+    is_early = "vocabulary" not in value and CHECKSUM_KEY not in value
+    return is_early or has_valid_checksum(path.read_bytes())
+
+
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()

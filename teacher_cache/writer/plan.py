@@ -107,7 +107,7 @@ def check_folder(folder: Path, plan: BuildPlan) -> bool:
         return all((folder / SHARDS / shard["name"]).is_file() for shard in manifest["shards"])
     if (folder / PLAN).is_file():
         _check_same_settings(folder, read_plan(folder), plan)
-    elif folder.exists() and not _is_new_folder(folder):
+    elif folder.exists() and not is_new_folder(folder):
         raise InputError(f"{folder}: expected a new or empty folder, found something else in it")
     return False
 
@@ -123,7 +123,7 @@ def read_plan(folder: Path) -> dict[str, Any]:
     return plan
 
 
-def _is_new_folder(folder: Path) -> bool:
+def is_new_folder(folder: Path) -> bool:
     """Whether a folder is empty, or holds only what a builder leaves that is stopped at once."""
     return folder.is_dir() and all(
         path.name == LOCK

@@ -73,14 +73,14 @@ def test_settings_that_do_not_change_outputs(tmp_path, shared):
 def test_a_plan_that_another_builder_writes_at_the_same_time(tmp_path, monkeypatch):
     """Both find an empty folder, and the other builder writes its plan first."""
     other = replace(PLANNED, parts={**PARTS, "clip.model": "B"})
-    is_new_folder = plan_module._is_new_folder
+    is_new_folder = plan_module.is_new_folder
 
     def claim_by_other(folder):
-        monkeypatch.setattr(plan_module, "_is_new_folder", is_new_folder)
+        monkeypatch.setattr(plan_module, "is_new_folder", is_new_folder)
         claim_folder(folder, other)
         return True
 
-    monkeypatch.setattr(plan_module, "_is_new_folder", claim_by_other)
+    monkeypatch.setattr(plan_module, "is_new_folder", claim_by_other)
     with pytest.raises(InputError, match=r"clip\.model: B, now A"):
         claim_folder(tmp_path, PLANNED)
     assert read_plan(tmp_path)["parts"] == other.parts

@@ -1,0 +1,348 @@
+"""The state of finished, unfinished and damaged caches; running builds are in `cluster/`."""
+
+import json
+import os
+import re
+import shutil
+import time
+from datetime import datetime, timedelta, timezone
+from functools import partial
+
+import msgspec
+import pytest
+from commands import run_command
+
+from pipeline.cluster.activity import Activity, announce
+from pipeline.cluster.lock import LOCK
+from teacher_cache.analysis import status as status_module
+from teacher_cache.analysis.status import CacheState, StatusReader, format_status
+from teacher_cache.cli import main
+from teacher_cache.reader.format import MANIFEST, PLAN, SHARDS, TEACHER
+
+run = partial(run_command, main, "eoid-cache")
+SHARD = f"{SHARDS}/00001.h5"
+RECORD = Activity(host="elsewhere", pid=7, since=datetime.now(timezone.utc), machine="another")
+
+
+def state_of(folder):
+    return StatusReader(folder).read()
+
+
+@pytest.fixture
+def unfinished(copy):
+    """A cache whose build was killed after the first of three shards."""
+    for name in (MANIFEST, SHARD, f"{SHARDS}/00002.h5"):
+        (copy / name).unlink()
+    return copy
+
+
+def table_of(folder):
+    """The rows of the table by their names."""
+    lines = format_status(state_of(folder))
+    assert all(len(line) <= 80 or " " not in line.strip() for line in lines), lines
+    rows, name = {}, ""
+    for line in lines[1:]:
+        name = line[2:14].strip() or name
+        rows[name] = f"{rows.get(name, '')} {line[14:].strip()}".strip()
+    return rows
+
+
+def test_a_finished_cache(finished):
+    done = run("status", finished)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0] == f"{finished}: finished"
+    assert "shards      3 of 3 (100.0 %)" in lines[1] and "images      7 of 7" in lines[2]
+    assert not any(line.strip().startswith(("running", "time left", "failed")) for line in lines)
+    state = state_of(finished)
+    size = sum(path.stat().st_size for path in finished.rglob("*.*"))
+    assert state.bytes == state.bytes_expected and abs(state.bytes - size) < 1000
+    assert abs(state.disk_free - shutil.disk_usage(finished).free) < 10**9
+
+
+def test_an_unfinished_cache(unfinished):
+    done = run("status", unfinished)
+    assert (done.returncode, done.stderr) == (3, "")
+    assert done.stdout.startswith(f"{unfinished}: unfinished\n")
+    rows = table_of(unfinished)
+    assert rows["shards"] == "1 of 3 (33.3 %)" and rows["images"] == "3 of 7 (42.9 %)"
+    assert "no process" in rows["running"] and "time left" not in rows and "rate" not in rows
+    state = state_of(unfinished)
+    assert state.bytes < state.bytes_expected and re.match(r"\S+ kB of \S+ kB, ", rows["disk"])
+
+
+def test_all_shards_without_a_manifest(copy):
+    (copy / MANIFEST).unlink()
+    assert state_of(copy).state == "unfinished"
+    assert "eoid-cache verify" in table_of(copy)["running"]
+    assert run("verify", copy).returncode == 0
+    assert run("status", copy).returncode == 0
+
+
+def test_the_schema_of_the_json(unfinished, finished):
+    for folder, code in ((unfinished, 3), (finished, 0)):
+        done = run("status", folder, "--json")
+        assert (done.returncode, done.stderr) == (code, "")
+        state = msgspec.json.decode(done.stdout.encode(), type=CacheState)
+        assert set(json.loads(done.stdout)) == set(CacheState.__struct_fields__)
+        state_now = state_of(folder)
+        assert msgspec.structs.replace(state, disk_free=0) == msgspec.structs.replace(
+            state_now, disk_free=0
+        )
+    with announce(unfinished, "one process"):
+        value = json.loads(run("status", unfinished, "--json").stdout)
+    (running,) = value["running"]
+    assert running["pid"] == os.getpid() and running["work"] == "one process"
+    assert datetime.fromisoformat(running["since"]).tzinfo is not None
+
+
+def test_failed_images_with_reasons(dataset, build, build_config):
+    for number in (1, 2, 5):
+        (dataset / f"images/train2015/toy_train_0000000{number}.jpg").unlink()
+    (dataset / "images/train2015/toy_train_00000004.jpg").write_bytes(b"\xff\xd8\xff")
+    out = build(dataset).path
+    for name in (None, MANIFEST):
+        if name is not None:
+            (out / name).unlink()
+        state = state_of(out)
+        assert state.images.done == 7 and len(state.failed) == 4
+        assert state.failed["toy_train_00000001.jpg"] == "no such image"
+        text = table_of(out)["failed"]
+        assert text.startswith("3 images, first toy_train_00000001.jpg: no such image 1 image, f")
+
+
+def damage(path, position=-9):
+    content = bytearray(path.read_bytes())
+    content[position] ^= 255
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        (SHARD, lambda path: path.write_bytes(path.read_bytes()[:3000])),
+        (SHARD, lambda path: path.write_bytes(b"")),
+        (SHARD, lambda path: damage(path, 0)),
+        (TEACHER, lambda path: path.write_bytes(b"")),
+        (TEACHER, os.unlink),
+        (PLAN, damage),
+        (PLAN, lambda path: path.write_text("{")),
+    ],
+)
+def test_damaged_files(copy, name, change, is_finished):
+    if not is_finished:
+        (copy / MANIFEST).unlink()
+    change(copy / name)
+    done = run("status", copy)
+    assert done.returncode == 2 and done.stdout.startswith(f"{copy}: broken\n"), done
+    assert len(done.stderr.splitlines()) == 1 and f"{copy / name}: " in done.stderr
+    assert name in table_of(copy)["damaged"]
+    assert run("verify", copy).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        (SHARD, os.unlink),
+        (SHARD, lambda path: shutil.copy(path.with_name("00000.h5"), path)),
+        (SHARD, lambda path: path.write_bytes(path.read_bytes() + b"more")),
+        (PLAN, os.unlink),
+        (TEACHER, damage),
+        (MANIFEST, damage),
+        (MANIFEST, lambda path: path.write_text("")),
+        (MANIFEST, lambda path: path.write_text("{}")),
+    ],
+)
+def test_damage_of_a_finished_cache(copy, name, change):
+    change(copy / name)
+    done = run("status", copy, "--json")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done
+    value = json.loads(done.stdout)
+    assert value["state"] == "broken" and list(value["problems"]) == [name]
+    assert f"{copy / name}: " in done.stderr
+
+
+def test_both_descriptions_damaged(copy):
+    for name in (MANIFEST, PLAN):
+        damage(copy / name)
+    done = run("status", copy)
+    assert done.returncode == 2 and "(2 problems)" in done.stderr
+    assert state_of(copy).images.total is None
+
+
+def test_any_byte_of_the_small_files(copy):
+    """A flipped byte is found, and nothing else fails."""
+    for name in (MANIFEST, PLAN):
+        content = (copy / name).read_bytes()
+        for position in range(0, len(content), 97):
+            damage(copy / name, position)
+            state = state_of(copy)
+            assert state.state == "broken" and set(state.problems) == {name}
+            (copy / name).write_bytes(content)
+    assert state_of(copy).state == "finished"
+
+
+def test_damage_that_only_verify_finds(copy):
+    damage(copy / SHARD)
+    assert run("status", copy).returncode == 0
+    assert run("verify", copy).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("prepare", "text"),
+    [
+        (lambda path: None, "expected a cache folder, found none"),
+        (lambda path: path.touch(), "expected a cache folder, found a file"),
+        (lambda path: (path / "photos").mkdir(parents=True), "build.json or manifest.json"),
+    ],
+)
+def test_no_cache(tmp_path, prepare, text):
+    prepare(tmp_path / "cache")
+    done = run("status", tmp_path / "cache")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1 and text in done.stderr
+    assert f"{tmp_path / 'cache'}: " in done.stderr
+
+
+def test_a_folder_that_is_being_made(unfinished):
+    """What a build leaves at each of its first steps."""
+    shards = [path.name for path in (unfinished / SHARDS).iterdir()]
+    for name in shards:
+        (unfinished / SHARDS / name).unlink()
+    (unfinished / SHARDS / ".00000.h5.12ab.tmp").write_bytes(b"\x89HDF")
+    assert state_of(unfinished).images.done == 0
+    for name in (f"{SHARDS}/.00000.h5.12ab.tmp", TEACHER, PLAN, SHARDS, LOCK):
+        path = unfinished / name
+        path.rmdir() if path.is_dir() else path.unlink()
+        if name == PLAN:
+            (unfinished / ".build.json.12ab.tmp").write_text("{")
+        state = state_of(unfinished)
+        assert (state.state, state.problems) == ("unfinished", {}), name
+        if name == PLAN:
+            assert state.shards.total is state.images.total is None
+            (unfinished / ".build.json.12ab.tmp").unlink()
+    assert list(unfinished.iterdir()) == []
+    assert run("status", unfinished).returncode == 3
+
+
+def test_temporary_files_are_no_shards(unfinished):
+    before = state_of(unfinished)
+    shutil.copy(unfinished / f"{SHARDS}/00000.h5", unfinished / SHARDS / ".00001.h5.12ab.tmp")
+    (unfinished / ".manifest.json.12ab.tmp").write_text('{"half')
+    after = state_of(unfinished)
+    assert (after.shards, after.images, after.state) == (before.shards, before.images, "unfinished")
+
+
+def put_record(folder, name="12ab", **changes):
+    record = msgspec.structs.replace(RECORD, **changes)
+    (folder / f".running.{name}").write_bytes(msgspec.json.encode(record))
+
+
+def test_rate_and_time_left(unfinished):
+    """From the finish times of shards and what the running processes have made of theirs."""
+    now = time.time()
+    shard = unfinished / f"{SHARDS}/00000.h5"
+    since = datetime.fromtimestamp(now - 100, timezone.utc)
+    put_record(unfinished, since=since)
+    # A shard of an earlier run says nothing about this one.
+    os.utime(shard, (now - 5000, now - 5000))
+    assert state_of(unfinished).images_per_second is None
+    os.utime(shard, (now - 60, now - 60))
+    state = state_of(unfinished)
+    assert state.images_per_second == pytest.approx(3 / 40, rel=0.05)
+    assert state.seconds_left == pytest.approx(4 / 3 * 40, rel=0.05)
+    assert 55 < (datetime.now(timezone.utc) - state.last_shard).total_seconds() < 90
+    put_record(unfinished, "34cd", pid=8, done=2, total=3, since=since + timedelta(seconds=50))
+    state = state_of(unfinished)
+    assert state.images_per_second == pytest.approx(5 / 100, rel=0.05)
+    assert state.seconds_left == pytest.approx(2 / 5 * 100, rel=0.05)
+    rows = table_of(unfinished)
+    assert rows["rate"].startswith("0.0") and rows["time left"].endswith(" s")
+
+
+def test_the_rate_is_that_of_the_latest_shards(copy, monkeypatch):
+    (copy / MANIFEST).unlink()
+    monkeypatch.setattr(status_module, "RATE_SHARDS", 2)
+    now = time.time()
+    put_record(copy, since=datetime.fromtimestamp(now - 10000, timezone.utc))
+    for number, age in enumerate((100, 80, 60)):
+        os.utime(copy / SHARDS / f"0000{number}.h5", (now - age, now - age))
+    # Three images and one, in the 40 seconds after the first shard.
+    assert state_of(copy).images_per_second == pytest.approx(4 / 40, rel=0.05)
+
+
+def test_who_runs(unfinished):
+    for number in range(3):
+        work = f"job {number}/3 of an array"
+        put_record(unfinished, f"a{number}", pid=10 + number, work=work, job=f"80_{number}")
+    put_record(unfinished, "b0", pid=10, work=f"{SHARDS}/00001.h5", done=1, total=3, job="80_0")
+    rows = table_of(unfinished)
+    assert "elsewhere (process 10, job 80_0) since 20" in rows["running"]
+    for number in (11, 12):
+        assert f"(process {number}, job 80_{number - 10})" in rows["running"]
+    assert "0/3 of an array, shards/00001.h5, 1 of 3 images" in rows["running"]
+    assert len(state_of(unfinished).running) == 4
+    for number in range(30):
+        put_record(unfinished, f"c{number}", pid=100 + number)
+    assert rows["running"] != table_of(unfinished)["running"]
+    assert "and 21 more" in table_of(unfinished)["running"]
+
+
+def test_watching_until_the_end(unfinished, finished, monkeypatch):
+    """Each table is read anew; shards that were read before are not opened again."""
+    opened = []
+    read_layout = status_module.read_layout
+    monkeypatch.setattr(
+        status_module,
+        "read_layout",
+        lambda path, *_: opened.append(path.name) or read_layout(path, *_),
+    )
+    files = iter((SHARD, f"{SHARDS}/00002.h5", MANIFEST))
+
+    def wait(seconds):
+        assert seconds == status_module.WATCH_INTERVAL
+        name = next(files)
+        shutil.copy(finished / name, unfinished / name)
+
+    monkeypatch.setattr(status_module.time, "sleep", wait)
+    for words in ((), ("--json",)):
+        if words:
+            for name in (MANIFEST, SHARD):
+                (unfinished / name).unlink()
+            files = iter((SHARD, MANIFEST))
+        done = run("status", unfinished, "--watch", *words)
+        assert (done.returncode, done.stderr) == (0, "")
+        if words:
+            states = [json.loads(line)["state"] for line in done.stdout.splitlines()]
+            assert states == ["unfinished", "unfinished", "finished"]
+        else:
+            tables = done.stdout.split("\n\n")
+            assert [re.search(r"shards +(\d)", table)[1] for table in tables] == list("1233")
+            assert opened == ["00000.h5", "00001.h5", "00002.h5"]
+
+
+def test_watching_ends_with_damage_and_with_ctrl_c(unfinished, monkeypatch):
+    def interrupt(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(status_module.time, "sleep", interrupt)
+    done = run("status", unfinished, "--watch")
+    assert (done.returncode, done.stderr) == (130, "")
+    assert done.stdout.startswith(f"{unfinished}: unfinished\n")
+    monkeypatch.setattr(
+        status_module.time, "sleep", lambda seconds: (unfinished / TEACHER).unlink()
+    )
+    done = run("status", unfinished, "--watch")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and TEACHER in done.stderr
+
+
+def test_a_table_on_a_terminal_replaces_the_last_one(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((10, 4)))
+    height = status_module._print_table(["a line that is long", "two", "three", "four"], True, 0)
+    assert height == 3 and capsys.readouterr().out == "a line tha\ntwo\nthree\n"
+    assert status_module._print_table(["now"], True, height) == 1
+    assert capsys.readouterr().out == "\033[3F\033[Jnow\n"
+    assert status_module._print_table(["a line that is long"], False, 0) == 1
+    assert capsys.readouterr().out == "a line that is long\n"
