@@ -126,13 +126,7 @@ def build_cache(config: BuildConfig) -> None:
 
         check_slurm()
     dataset = open_dataset(config.dataset)
-    if config.candidates == "annotated":
-        config = replace(
-            config, extraction=replace(config.extraction, pairing=UNRESTRICTED_PAIRING)
-        )
-    inputs_config = resolve_inputs_config(dataset, config, mode)
-    data = read_build_data(inputs_config, dataset)
-    _report_annotation_issues(dataset, data)
+    config, inputs_config, data = read_inputs(config, mode, dataset)
     if data.annotations.limit is not None:
         logger.info(
             f"{config.out}: --limit: {count_noun(len(data.image_tasks), 'images')}, not the whole"
@@ -140,9 +134,7 @@ def build_cache(config: BuildConfig) -> None:
         )
     if not (config.out / MANIFEST).is_file():
         _check_image_sizes(config, dataset, data.annotations)
-    if config.proposals is not None and data.proposals is not None:
-        logger.info(data.proposals.summary(config.proposals))
-    plan, text = _plan_build(config, mode, inputs_config, data)
+    plan, text = make_plan(config, mode, inputs_config, data)
     if not isinstance(mode, InProcess):
         # The worker processes load the models themselves and need the GPU's memory.
         clear_build_inputs()
@@ -176,7 +168,31 @@ def build_cache(config: BuildConfig) -> None:
             _build_shards(tasks, config, mode, settings, lock)
 
 
-def _plan_build(
+def read_inputs(
+    config: BuildConfig, mode: ExecutionMode, dataset: Dataset
+) -> tuple[BuildConfig, InputsConfig, BuildData]:
+    """Reads the annotations of a build, and its detections if they are in a file; logs issues.
+
+    Returns:
+        The configuration with the pairing of its candidates, the settings from which any process
+        loads the inputs, and what was read.
+
+    Raises:
+        InputError: options contradict each other, or a file is missing or wrong.
+    """
+    if config.candidates == "annotated":
+        config = replace(
+            config, extraction=replace(config.extraction, pairing=UNRESTRICTED_PAIRING)
+        )
+    inputs_config = resolve_inputs_config(dataset, config, mode)
+    data = read_build_data(inputs_config, dataset)
+    _report_annotation_issues(dataset, data)
+    if config.proposals is not None and data.proposals is not None:
+        logger.info(data.proposals.summary(config.proposals))
+    return config, inputs_config, data
+
+
+def make_plan(
     config: BuildConfig, mode: ExecutionMode, inputs_config: InputsConfig, data: BuildData
 ) -> tuple[BuildPlan, PromptEmbeddings | None]:
     """The build's plan, and the text embeddings of a teacher that has a text encoder.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,8 @@ import cloup
 
 from pipeline.cluster.batch_scripts import BatchScript, write_batch_scripts
 from pipeline.cluster.cli_options import cluster_options
-from pipeline.utils.cli import HELP_SETTINGS, device_option, limit_option, run_command
+from pipeline.utils.cli import HELP_SETTINGS, device_option, run_command
 from pipeline.utils.cli_options import (
-    FloatRange,
     PathType,
     config_option,
     describe_hidden_settings,
@@ -20,7 +20,11 @@ from pipeline.utils.cli_options import (
     logging_options,
     option,
 )
-from pipeline.utils.errors import InputError
+from teacher_cache.build_options import (
+    extraction_options,
+    images_per_shard_option,
+    make_build_config,
+)
 from teacher_cache.cli_caches import COMMANDS
 
 BUILD = "eoid-cache build"
@@ -52,7 +56,6 @@ missing shards, and completes the cache if there are none.""",
     ),
 )
 POSITIVE_INT = click.IntRange(min=1)
-SCORE_RANGE = FloatRange(0, 1)
 BUILDING = cloup.Section("Building")
 
 
@@ -62,259 +65,20 @@ def cache() -> None:
 
 
 @cache.command(epilog=describe_hidden_settings("eoid-cache config"), section=BUILDING)
-@cloup.argument("dataset", type=PathType(), help="Dataset folder.")
-@cloup.option_group(
-    "Data",
-    option(
-        "--part",
-        type=click.Choice(["train", "test"]),
-        default="train",
-        show_default=True,
-        help="Part of the dataset.",
-    ),
-    limit_option("images"),
-    option(
-        "--strict",
-        is_flag=True,
-        help="Refuse annotation issues and unreadable images instead of counting them.",
-    ),
-)
-@cloup.option_group(
-    "Pairs",
-    option(
-        "--candidates",
-        type=click.Choice(["detector", "annotated"]),
-        default="detector",
-        show_default=True,
-        help=(
-            "Boxes that form pairs: a detector's, or all annotated ones (the published protocol)."
-        ),
-    ),
-    option(
-        "--person-threshold",
-        type=SCORE_RANGE,
-        hidden=True,
-        show_default="0.2",
-        help="Minimum detection score of people.",
-    ),
-    option(
-        "--object-threshold",
-        type=SCORE_RANGE,
-        hidden=True,
-        show_default="0.2",
-        help="Minimum detection score of objects.",
-    ),
-    option(
-        "--max-people",
-        type=POSITIVE_INT,
-        hidden=True,
-        show_default="15",
-        help="Maximum number of people per image, those with the highest scores.",
-    ),
-    option(
-        "--max-objects",
-        type=POSITIVE_INT,
-        hidden=True,
-        show_default="15",
-        help="Maximum number of objects per image, those with the highest scores.",
-    ),
-)
-@cloup.option_group(
-    "Detector",
-    option(
-        "--detector",
-        metavar="NAME|hf:NAME|hf:FOLDER|module:Class",
-        show_default="the dataset's own, or fasterrcnn_resnet50_fpn_v2",
-        help=(
-            "A torchvision detection model, or toy, the toy dataset's; with hf: a model of"
-            " transformers; or a class of your own, whose code is run."
-        ),
-    ),
-    option(
-        "--detector-set",
-        "detector_settings",
-        multiple=True,
-        metavar="KEY=VALUE",
-        hidden=True,
-        help="A setting of an own detector, or revision=NAME of a model of transformers.",
-    ),
-    option(
-        "--detector-weights",
-        metavar="FILE|ENTRY",
-        show_default="the dataset's own, or the default of the model",
-        help="A weights file, or the name of a torchvision weights entry.",
-    ),
-    option(
-        "--detector-classes",
-        metavar="coco80|hico80|FILE",
-        hidden=True,
-        help=(
-            "Classes of a weights file that has neither COCO's 91 nor the vocabulary's: "
-            "COCO's 80 objects in COCO's order or in HICO-DET's (alphabetical), or a file "
-            "with one name per line. Class 0 is the background."
-        ),
-    ),
-    option(
-        "--proposals",
-        type=PathType(dir_okay=False),
-        help="Detections in COCO results format (JSON), instead of a detector.",
-    ),
-    option(
-        "--detector-batch-size",
-        "images_per_batch",
-        type=POSITIVE_INT,
-        default=16,
-        show_default=True,
-        hidden=True,
-        help="Batch size of the detector (images of one size).",
-    ),
-)
-@cloup.option_group(
-    "Teacher",
-    option(
-        "--teacher",
-        metavar="NAME|module:Class",
-        default="open_clip",
-        show_default=True,
-        help=(
-            "The model that scores the pairs: open_clip, a CLIP model that the options below"
-            " choose; vlm, a vision-language model of transformers; or your own subclass of"
-            " teacher_cache.teachers.base.Teacher, in a module of the working folder or an"
-            " installed one."
-        ),
-    ),
-    option(
-        "--teacher-set",
-        "teacher_settings",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help=(
-            "A setting of vlm (model=NAME or model=FOLDER, and others), or of your own teacher: an"
-            " argument of its class. Can be given several times."
-        ),
-    ),
-    option(
-        "--batch-size",
-        "regions_per_batch",
-        type=POSITIVE_INT,
-        show_default="64, on a GPU 256",
-        help="Batch size of the teacher (regions, with vlm prompts).",
-    ),
-)
-@cloup.option_group(
-    "CLIP",
-    option(
-        "--clip-model",
-        metavar="NAME|FOLDER",
-        show_default="the dataset's own, or RN50x16",
-        help=(
-            "An open_clip model, an hf-hub: name, a folder in open_clip's layout, or toy, the toy"
-            " dataset's."
-        ),
-    ),
-    option(
-        "--clip-weights",
-        metavar="TAG|FILE",
-        show_default="openai without --clip-model",
-        help="Weights of --clip-model: a pretrained tag of open_clip or a checkpoint file.",
-    ),
-    option(
-        "--template",
-        "templates",
-        multiple=True,
-        metavar="TEXT",
-        show_default="a picture of person {ing} {object}",
-        help=(
-            "Sentence with {ing} and {object} that CLIP's text encoder gets for every interaction."
-            " Can be given several times; the embeddings are averaged."
-        ),
-    ),
-    option(
-        "--sentences",
-        type=PathType(dir_okay=False),
-        metavar="FILE",
-        help=(
-            "JSON file with lists of sentences for verbs and interactions, used in place of the"
-            " templates; their embeddings are averaged."
-        ),
-    ),
-    option(
-        "--level",
-        type=click.Choice(["region", "image"]),
-        default="region",
-        show_default=True,
-        hidden=True,
-        help="The region of a pair: its union box, or the whole image.",
-    ),
-    option(
-        "--region",
-        default="pad",
-        show_default=True,
-        metavar="pad|stretch|context=F",
-        hidden=True,
-        help=(
-            "How a region becomes the teacher's square input: padded with black (pad), stretched"
-            " (stretch), or padded after its box is enlarged F-fold (context=F)."
-        ),
-    ),
-    option(
-        "--precision",
-        type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
-        default="auto",
-        show_default=True,
-        hidden=True,
-        help=(
-            "Arithmetic of CLIP's image encoder; it changes the outputs. auto is float16 on"
-            " a GPU, else float32."
-        ),
-    ),
-    option(
-        "--embeddings/--no-embeddings",
-        default=True,
-        show_default=True,
-        hidden=True,
-        help="Store the region embeddings, which rescoring and --verb-head text need.",
-    ),
-)
+@extraction_options
 @cluster_options()
 @cloup.option_group(
     "Output",
     option("--out", required=True, type=PathType(), help="The cache folder."),
-    option(
-        "--images-per-shard",
-        type=POSITIVE_INT,
-        default=256,
-        show_default=True,
-        help="Number of images per shard.",
-    ),
+    images_per_shard_option,
 )
 @config_option
 def build(dry_run: bool, **options: Any) -> None:
     """Build a teacher cache of DATASET, resuming where a stopped build left off."""
-    from dataclasses import fields
-
     from pipeline.utils.signals import exit_on_sigterm
     from teacher_cache import build as builder
-    from teacher_cache.detectors.class_names import load_class_names
-    from teacher_cache.detectors.pairing import PairingConfig
-    from teacher_cache.extraction.extract import ExtractionConfig
-    from teacher_cache.teachers.prompts import DEFAULT_TEMPLATE
-    from teacher_cache.teachers.regions import RegionMode
 
-    pairing = {field.name: options.pop(field.name) for field in fields(PairingConfig)}
-    pairing = {name: value for name, value in pairing.items() if value is not None}
-    if options["candidates"] == "annotated" and pairing:
-        option = f"--{next(iter(pairing)).replace('_', '-')}"
-        raise InputError(f"{option}: expected none with --candidates annotated, which pairs all")
-    names = {field.name for field in fields(ExtractionConfig)} & options.keys()
-    extraction = {name: options.pop(name) for name in names}
-    extraction["region"] = RegionMode.parse(extraction["region"])
-    if options["detector_classes"] is not None:
-        options["detector_classes"] = load_class_names(options["detector_classes"])
-    options["templates"] = options["templates"] or (DEFAULT_TEMPLATE,)
-    config = builder.BuildConfig(
-        extraction=ExtractionConfig(pairing=PairingConfig(**pairing), **extraction), **options
-    )
+    config = make_build_config(options)
     if dry_run:
         from pipeline.cluster.slurm import job_script
 
@@ -322,6 +86,63 @@ def build(dry_run: bool, **options: Any) -> None:
         return
     with exit_on_sigterm():
         builder.build_cache(config)
+
+
+@cache.command(epilog=describe_hidden_settings("eoid-cache config"), section=BUILDING)
+@extraction_options
+@cloup.option_group(
+    "Estimate",
+    option(
+        "--sample",
+        type=POSITIVE_INT,
+        default=64,
+        show_default=True,
+        help="Number of images that detector and teacher run on, at equal distances.",
+    ),
+    option(
+        "--jobs",
+        type=POSITIVE_INT,
+        default=1,
+        show_default=True,
+        help="Number of jobs among which the shards are divided, each on a device like this one.",
+    ),
+    device_option,
+    option(
+        "--threads",
+        type=POSITIVE_INT,
+        hidden=True,
+        show_default="the cores",
+        help="Number of torch threads on a CPU.",
+    ),
+    option(
+        "--out",
+        type=PathType(),
+        default=".",
+        show_default="this folder",
+        help="Where the cache will be; nothing is written there.",
+    ),
+    images_per_shard_option,
+    option("--json", is_flag=True, help="Print the numbers as JSON."),
+)
+@config_option
+def plan(sample: int, jobs: int, json: bool, **options: Any) -> None:
+    """Estimate the pairs, bytes and hours of a build of DATASET, and write nothing.
+
+    Detector and teacher run on a sample of the images. The other options of build, such as those of
+    SLURM jobs, are accepted and have no effect, so that a command line or file of build can be
+    tried.
+    """
+    from teacher_cache.estimate import show_estimate
+
+    show_estimate(make_build_config(options), jobs, sample, json)
+
+
+for parameter in build.params:
+    if parameter.name not in {each.name for each in plan.params}:
+        ignored = copy(parameter)
+        assert isinstance(ignored, click.Option)
+        ignored.hidden, ignored.expose_value, ignored.required = True, False, False
+        plan.params.append(ignored)
 
 
 @cache.command("config", section=BUILDING)

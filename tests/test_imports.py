@@ -36,6 +36,7 @@ ALLOWED_IMPORTERS = {
         "pipeline/cluster/cli_options.py",
         "pipeline/utils/cli",
         "student/inference/cli.py",
+        "teacher_cache/build_options.py",
         "teacher_cache/cli_caches.py",
     ],
     "open_clip": ["teacher_cache/teachers/", "teacher_cache/toy/"],

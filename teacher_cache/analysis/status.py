@@ -8,6 +8,7 @@ running processes (`pipeline/cluster/activity.py`).
 from __future__ import annotations
 
 import json as json_module
+import math
 import shutil
 import sys
 import textwrap
@@ -36,7 +37,7 @@ from teacher_cache.writer.plan import is_new_folder, read_plan
 
 # Seconds between two tables of `--watch`.
 WATCH_INTERVAL = 5.0
-# The rate is that of at most so many of the latest shards, because workers come and go.
+# The rate is that of the latest shards, because workers come and go.
 RATE_SHARDS = 100
 # What the table lists at most of processes, reasons and problems; `--json` has all.
 MAX_ROWS = 12
@@ -272,19 +273,22 @@ class StatusReader:
 def _images_per_second(shards: Collection[_Shard], running: Sequence[Activity]) -> float | None:
     """Rate of the running processes; None before they have made anything.
 
-    It counts the images of the shards that were finished since the first process began, at most
-    `RATE_SHARDS` of them, and those that the processes have made of their present shards.
+    It is that of the shards that were finished after the first of each process, which contains
+    the time for loading models or waiting in a queue; before that, what the processes have made of
+    their first shards.
     """
-    started = _count_started(running)
-    start = min((activity.since.timestamp() for activity in running), default=time.time())
-    finished = sorted((shard.modified, len(shard)) for shard in shards)
-    made = [(end, count) for end, count in finished if end > start]
-    if len(made) > RATE_SHARDS:
-        start, made = made[-RATE_SHARDS - 1][0], made[-RATE_SHARDS:]
-    # Of a process that does not count its images, only the times of whole shards are known.
-    end = time.time() if started else made[-1][0] if made else start
-    images = started + sum(count for _, count in made)
-    return images / (end - start) if images and end > start else None
+    making = [activity for activity in running if activity.total]
+    num_first = max(1, len(making))
+    start = min((activity.since.timestamp() for activity in running), default=math.inf)
+    finished = sorted((shard.modified, len(shard)) for shard in shards if shard.modified > start)
+    finished = finished[-RATE_SHARDS - num_first :]
+    images = sum(count for _, count in finished[num_first:])
+    if images and (seconds := finished[-1][0] - finished[num_first - 1][0]) > 0:
+        return images / seconds
+    # The clocks of other machines may be ahead of this one.
+    seconds_by_process = [max(1, time.time() - one.since.timestamp()) for one in making]
+    rates = [one.done / each for one, each in zip(making, seconds_by_process, strict=True)]
+    return sum(rates) or None
 
 
 def _count_started(running: Sequence[Activity]) -> int:

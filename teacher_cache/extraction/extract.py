@@ -163,14 +163,31 @@ def _detect_pairs(
     image_pairs = []
     for (index, image_task), image, boxes in zip(image_tasks, images, boxes_by_image, strict=True):
         assert boxes is not None, "without a detector all boxes are known"
-        candidates = form_pairs(boxes, models.vocabulary, config.pairing)
-        pairs = concatenate_pairs(image_task.annotated_pairs, candidates)
-        if config.level == "image":
-            region_boxes, region_indices = whole_image_region(pairs, image.size)
-        else:
-            region_boxes, region_indices = union_regions(pairs)
-        image_pairs.append(_ImagePairs(index, pairs, region_indices, region_boxes))
+        found = pair_regions(image_task, boxes, image.size, models.vocabulary, config)
+        image_pairs.append(_ImagePairs(index, *found))
     return image_pairs
+
+
+def pair_regions(
+    image_task: ImageTask,
+    boxes: ObjectBoxes,
+    size: tuple[int, int],
+    vocabulary: Vocabulary,
+    config: ExtractionConfig,
+) -> tuple[Pairs, np.ndarray, np.ndarray]:
+    """The P pairs of an image, annotated ones and those of `boxes`, and their R regions.
+
+    Returns:
+        The pairs, (P,) rows of their regions, and (R, 4) xyxy regions in an image of width and
+        height `size`.
+    """
+    candidates = form_pairs(boxes, vocabulary, config.pairing)
+    pairs = concatenate_pairs(image_task.annotated_pairs, candidates)
+    if config.level == "image":
+        region_boxes, region_indices = whole_image_region(pairs, size)
+    else:
+        region_boxes, region_indices = union_regions(pairs)
+    return pairs, region_indices, region_boxes
 
 
 def _check_finite(

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import time
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from functools import partial
 
 import msgspec
@@ -239,37 +239,52 @@ def put_record(folder, name="12ab", **changes):
     (folder / f".running.{name}").write_bytes(msgspec.json.encode(record))
 
 
-def test_rate_and_time_left(unfinished):
-    """From the finish times of shards and what the running processes have made of theirs."""
+def put_shards(folder, now, ages):
+    """Shards of three, three and one images that were finished so many seconds ago."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    for number, age in enumerate(ages):
+        os.utime(folder / SHARDS / f"0000{number}.h5", (now - age, now - age))
+
+
+def ago(now, seconds):
+    return datetime.fromtimestamp(now - seconds, timezone.utc)
+
+
+def test_the_rate_before_the_second_shard_of_a_process(unfinished):
+    """That of the images that the processes have made of their present shards."""
     now = time.time()
-    shard = unfinished / f"{SHARDS}/00000.h5"
-    since = datetime.fromtimestamp(now - 100, timezone.utc)
-    put_record(unfinished, since=since)
-    # A shard of an earlier run says nothing about this one.
-    os.utime(shard, (now - 5000, now - 5000))
+    put_record(unfinished, since=ago(now, 100))
     assert state_of(unfinished).images_per_second is None
-    os.utime(shard, (now - 60, now - 60))
+    put_shards(unfinished, now, [30])
+    assert state_of(unfinished).images_per_second is None
+    put_record(unfinished, "34cd", pid=8, done=2, total=3, since=ago(now, 20))
+    put_record(unfinished, "56ef", pid=9, done=1, total=3, since=ago(now, 40))
     state = state_of(unfinished)
-    assert state.images_per_second == pytest.approx(3 / 40, rel=0.05)
-    assert state.seconds_left == pytest.approx(4 / 3 * 40, rel=0.05)
-    assert 55 < (datetime.now(timezone.utc) - state.last_shard).total_seconds() < 90
-    put_record(unfinished, "34cd", pid=8, done=2, total=3, since=since + timedelta(seconds=50))
-    state = state_of(unfinished)
-    assert state.images_per_second == pytest.approx(5 / 100, rel=0.05)
-    assert state.seconds_left == pytest.approx(2 / 5 * 100, rel=0.05)
+    assert state.images_per_second == pytest.approx(2 / 20 + 1 / 40, rel=0.05)
+    # Of seven images, three are finished; of two records that say the same shard, one counts.
+    assert state.seconds_left == pytest.approx(2 / state.images_per_second)
     rows = table_of(unfinished)
-    assert rows["rate"].startswith("0.0") and rows["time left"].endswith(" s")
+    assert rows["rate"] == f"{state_of(unfinished).images_per_second:.3g} images per second"
+    assert rows["time left"].endswith(" s") and re.match(r"20.* \(3\d s ago\)", rows["last shard"])
 
 
-def test_the_rate_is_that_of_the_latest_shards(copy, monkeypatch):
-    (copy / MANIFEST).unlink()
-    monkeypatch.setattr(status_module, "RATE_SHARDS", 2)
+def test_the_rate_from_the_times_of_shards(copy, monkeypatch):
     now = time.time()
-    put_record(copy, since=datetime.fromtimestamp(now - 10000, timezone.utc))
-    for number, age in enumerate((100, 80, 60)):
-        os.utime(copy / SHARDS / f"0000{number}.h5", (now - age, now - age))
+    put_shards(copy, now, [100, 80, 60])
+    put_record(copy, since=ago(now, 10000))
     # Three images and one, in the 40 seconds after the first shard.
-    assert state_of(copy).images_per_second == pytest.approx(4 / 40, rel=0.05)
+    assert state_of(copy).images_per_second == pytest.approx(4 / 40)
+    # Shards of an earlier run say nothing about this one.
+    put_record(copy, since=ago(now, 90))
+    assert state_of(copy).images_per_second == pytest.approx(1 / 20)
+    put_record(copy, since=ago(now, 10000))
+    monkeypatch.setattr(status_module, "RATE_SHARDS", 1)
+    assert state_of(copy).images_per_second == pytest.approx(1 / 20)
+    # The first shards of two processes that began at the same time end at the same time.
+    monkeypatch.undo()
+    for name in ("34cd", "56ef"):
+        put_record(copy, name, pid=int(name[:2]), total=3, since=ago(now, 1))
+    assert state_of(copy).images_per_second == pytest.approx(1 / 20)
 
 
 def test_who_runs(unfinished):
