@@ -24,13 +24,20 @@ def data() -> None:
 @option("--train", default=3000, show_default=True, help="Number of training images.")
 @option("--test", default=500, show_default=True, help="Number of test images.")
 @option("--seed", default=0, show_default=True, help="Seed of the images.")
+@option(
+    "--layout",
+    type=click.Choice(["hico", "swig"]),
+    default="hico",
+    show_default=True,
+    help="Layout of the files: HICO-DET's or SWIG-HOI's.",
+)
 @option("--overwrite", is_flag=True, help="Replace another toy dataset in DIR.")
 @config_option
-def toy(folder: Path, train: int, test: int, seed: int, overwrite: bool) -> None:
-    """Write the toy dataset into DIR, in HICO-DET's layout."""
+def toy(folder: Path, train: int, test: int, seed: int, layout: str, overwrite: bool) -> None:
+    """Write the toy dataset into DIR, in HICO-DET's or SWIG-HOI's layout."""
     from pipeline.toy.generate import write_toy
 
-    written = write_toy(folder, train, test, seed, overwrite)
+    written = write_toy(folder, train, test, seed, overwrite, layout=layout)
     if written:
         click.echo(
             f"wrote the toy dataset in {folder}: {train} training and"

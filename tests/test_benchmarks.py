@@ -21,6 +21,7 @@ from benchmarks import (
     photograph_cost,
     predict,
     student_step,
+    swig_evaluation,
     vlm_passes,
     zoo,
 )
@@ -51,6 +52,15 @@ def test_evaluation(run, monkeypatch):
     assert (result["images"], result["labels"], result["detections"]) == (40, 150, 800)
     assert result["mean_ap"] > 0.1, "about half of the detections are correct"
     assert result["seconds"].keys() == {"default_setting", "both_settings", "pairwise_nms"}
+
+
+def test_evaluation_of_swig_hoi(run, monkeypatch):
+    monkeypatch.setattr(swig_evaluation, "IMAGES", 40)
+    monkeypatch.setattr(swig_evaluation, "PAIRS", 80)
+    result = run(swig_evaluation, "--detections 20")
+    assert (result["images"], result["pairs"], result["detections"]) == (40, 80, 800)
+    assert result["largest_difference"] < 1e-12 and result["mean_ap"] > 0
+    assert result["command"]["peak_mb"] > 0
 
 
 def test_reading_a_cache(run):

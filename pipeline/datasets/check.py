@@ -11,6 +11,7 @@ import numpy as np
 
 from pipeline.annotations.load import AnnotationFile
 from pipeline.datasets.dataset import Dataset, list_file_names, missing_images
+from pipeline.datasets.layouts import DATASET_FILE, find_layout
 from pipeline.datasets.size_check import check_image_sizes
 from pipeline.images import IMAGE_EXTENSIONS, unread_images
 from pipeline.utils.errors import InputError
@@ -238,6 +239,7 @@ def format_check(dataset: Dataset, checks: list[PartReport]) -> str:
         ),
         *_align_columns(table),
         *(["(after the slash: published counts)"] if published else []),
+        *_missing_parts(dataset),
         *_describe_folders(dataset, checks),
         *_ambiguous_verbs(vocabulary),
     ]
@@ -259,6 +261,18 @@ def format_check(dataset: Dataset, checks: list[PartReport]) -> str:
     problems = [f"{check.name}: {problem}" for check in checks for problem in check.problems]
     details += [line for line in problems if line not in details]
     return "\n".join([*lines, *([""] if details else []), *details])
+
+
+def _missing_parts(dataset: Dataset) -> list[str]:
+    """Lines about the parts of a published layout that have no annotation file."""
+    layout = find_layout(dataset.root)
+    if layout is None or (dataset.root / DATASET_FILE).is_file():
+        return []
+    return [
+        f"{part}: no annotations; expected {dataset.root / paths[0]}"
+        for part, paths in layout.annotations.items()
+        if part not in dataset.parts
+    ]
 
 
 def _ambiguous_verbs(vocabulary: Vocabulary) -> list[str]:

@@ -1,4 +1,5 @@
-"""Writes the toy dataset as a dataset folder in HICO-DET's layout, in several processes."""
+"""Writes the toy dataset as a dataset folder in HICO-DET's or SWIG-HOI's layout, in several
+processes."""
 
 from __future__ import annotations
 
@@ -20,23 +21,17 @@ from pipeline.utils.signals import defer_interrupts
 
 Result = TypeVar("Result")
 PLAN_FILE, DATASET_FILE = "toy.json", "dataset.toml"
-# Images folder and annotation file of every part, as in HICO-DET.
-PART_PATHS = {
-    "train": ("images/train2015", "annotations/trainval_hico.json"),
-    "test": ("images/test2015", "annotations/test_hico.json"),
+# Images folder and annotation file of every part, by layout.
+LAYOUTS = {
+    "hico": {
+        "train": ("images/train2015", "annotations/trainval_hico.json"),
+        "test": ("images/test2015", "annotations/test_hico.json"),
+    },
+    "swig": {
+        "train": ("images_512", "annotations/swig_trainval_1000.json"),
+        "test": ("images_512", "annotations/swig_test_1000.json"),
+    },
 }
-DATASET_TOML = """\
-name = "toy"
-vocabulary = "toy"
-
-[train]
-images = "images/train2015"
-annotations = "annotations/trainval_hico.json"
-
-[test]
-images = "images/test2015"
-annotations = "annotations/test_hico.json"
-"""
 # To be increased whenever a change of the code changes the images of a seed.
 DRAWING_VERSION = 2
 CHUNK_SIZE = 50
@@ -51,6 +46,7 @@ def write_toy(
     seed: int,
     overwrite: bool = False,
     workers: int | None = None,
+    layout: str = "hico",
 ) -> bool:
     """Draws the toy dataset into a folder. `dataset.toml` is written last and marks it as complete.
 
@@ -63,6 +59,7 @@ def write_toy(
         seed: random seed.
         overwrite: replace another toy dataset.
         workers: number of processes; None for one per usable core.
+        layout: of the files, one of `LAYOUTS`.
 
     Returns:
         Whether the dataset was written; False if the folder already contains the same one.
@@ -76,27 +73,35 @@ def write_toy(
         if number < least:
             raise InputError(f"{name}: expected a number from {least} on, found {number}")
     plan = {"drawing": DRAWING_VERSION, "seed": seed, "train": train, "test": test}
+    # Toy datasets of earlier versions have no layout in their plan.
+    plan |= {} if layout == "hico" else {"layout": layout}
+    parts = LAYOUTS[layout]
     if _is_written(root, plan, overwrite):
         return False
     try:
-        for folder in ("annotations", *(folder for folder, _ in PART_PATHS.values())):
+        for folder in ("annotations", *(folder for folder, _ in parts.values())):
             (root / folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{root}: cannot be created ({error.strerror})") from None
     (root / DATASET_FILE).unlink(missing_ok=True)
-    for path in (root / "images").glob("*/toy_*.jpg"):
-        path.unlink()
+    for folder, file in {path for paths in LAYOUTS.values() for path in paths.values()}:
+        for path in (root / folder).glob("toy_*.jpg"):
+            path.unlink()
+        (root / file).unlink(missing_ok=True)
     write_json(root / PLAN_FILE, plan)
     for part, count in (("train", train), ("test", test)):
-        images, annotations = PART_PATHS[part]
-        write = partial(_write_images, root / images, part, seed)
+        images, annotations = parts[part]
+        write = partial(_write_images, root / images, part, seed, layout)
         chunks = map_chunks(write, count, f"toy, {part}", workers)
         write_json(root / annotations, [entry for chunk in chunks for entry in chunk])
-    write_text(root / DATASET_FILE, DATASET_TOML)
+    lines = ['name = "toy"', 'vocabulary = "toy"']
+    for part, (images, annotations) in parts.items():
+        lines += ["", f"[{part}]", f'images = "{images}"', f'annotations = "{annotations}"']
+    write_text(root / DATASET_FILE, "\n".join(lines) + "\n")
     return True
 
 
-def _is_written(root: Path, plan: dict[str, int], overwrite: bool) -> bool:
+def _is_written(root: Path, plan: dict[str, Any], overwrite: bool) -> bool:
     """Whether the folder contains the complete toy dataset of this plan.
 
     Raises:
@@ -153,13 +158,16 @@ def map_chunks(
                 raise
 
 
-def _write_images(folder: Path, part: str, seed: int, indices: range) -> list[dict[str, Any]]:
+def _write_images(
+    folder: Path, part: str, seed: int, layout: str, indices: range
+) -> list[dict[str, Any]]:
     """Draws images of a part and returns the entries of its annotation file."""
     entries = []
     for index in indices:
         image, annotation = draw_scene(seed, part, index)
         image.save(folder / annotation.image_id, "JPEG", quality=95, subsampling=0)
-        entries.append(to_hoia_entry(annotation))
+        entry = to_hoia_entry(annotation)
+        entries.append(entry if layout == "hico" else to_swig_entry(entry, index + 1))
     return entries
 
 
@@ -186,5 +194,24 @@ def to_hoia_entry(annotation: Annotation) -> dict[str, Any]:
                 "hoi_category_id": int(interactions[verb, annotation.labels[obj]]) + 1,
             }
             for person, obj, verb in annotation.hois
+        ],
+    }
+
+
+def to_swig_entry(entry: dict[str, Any], number: int) -> dict[str, Any]:
+    """An image's entry of a file of SWIG-HOI, with 0-based actions, from that of a HOIA file."""
+    return {
+        "file_name": entry["file_name"],
+        "img_id": number,
+        "width": entry["width"],
+        "height": entry["height"],
+        "box_annotations": [{**box, "aux_category_id": []} for box in entry["annotations"]],
+        "hoi_annotations": [
+            {
+                "subject_id": label["subject_id"],
+                "object_id": label["object_id"],
+                "action_id": label["category_id"] - 1,
+            }
+            for label in entry["hoi_annotation"]
         ],
     }

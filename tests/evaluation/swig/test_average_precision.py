@@ -1,10 +1,10 @@
 import json
-from collections import defaultdict
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from benchmarks.swig_evaluation import plain_loop
 from evaluation.hico.average_precision import summarize
 from evaluation.swig.average_precision import MAX_DETECTIONS, evaluate_swig, swig_iou
 from evaluation.swig.predictions import read_published
@@ -132,48 +132,6 @@ def test_no_detections(swig):
     scores = evaluate_swig([image(0, [[PERSON, THING]])], [], swig)
     assert scores.mean_ap() == 0
     assert evaluate_swig([image(0, [])], [], swig).mean_ap() == 0
-
-
-def plain_loop(images, detections, vocabulary):
-    """The published rule as a loop over interactions and detections."""
-
-    def iou(first, second):
-        sides = [
-            max(min(first[i + 2], second[i + 2]) - max(first[i], second[i]), 0) for i in (0, 1)
-        ]
-        overlap = sides[0] * sides[1]
-        areas = [max(b[2] - b[0], 0) * max(b[3] - b[1], 0) for b in (first, second)]
-        return overlap / (sum(areas) - overlap) if overlap > 0 else 0.0
-
-    found, labels = defaultdict(list), defaultdict(lambda: defaultdict(list))
-    for item in detections:
-        for (human, target, verb), score in zip(item.hois, item.scores, strict=True):
-            interaction = int(vocabulary.interaction_ids[verb, item.labels[target]])
-            pair = item.boxes[human].tolist(), item.boxes[target].tolist()
-            found[interaction].append((score, item.image_id, pair))
-    for one in images:
-        for (human, target), interaction in zip(one.pairs, one.interactions, strict=True):
-            labels[int(interaction)][one.name].append((one.boxes[human], one.boxes[target]))
-    results = {}
-    for interaction in vocabulary.evaluated:
-        rows, truth = found[interaction], labels[interaction]
-        positives, hits, taken = sum(map(len, truth.values())), [], set()
-        for row in np.argsort([score for score, *_ in rows])[::-1][:MAX_DETECTIONS]:
-            _, name, pair = rows[row]
-            best, place = 0.0, None
-            for number, label in enumerate(truth[name]):
-                overlap = min(map(iou, pair, label))
-                if overlap > best:
-                    best, place = overlap, number
-            hits.append(best >= 0.5 and (name, place) not in taken)
-            if hits[-1]:
-                taken.add((name, place))
-        sums = np.cumsum(hits)
-        reached = [sums / max(positives, 1) >= i / 10 for i in range(11)] if hits else []
-        precision = sums / np.arange(1, len(hits) + 1)
-        points = [precision[mask].max() for mask in reached if mask.any()]
-        results[interaction] = sum(points) / 11 if positives else 0.0
-    return results
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -37,6 +37,15 @@ def test_valid_dataset_with_published_counts(checked):
     assert "117 verbs, 80 objects, 600 interactions" in text
 
 
+def test_a_part_without_annotations_is_named(small_dataset, checked):
+    assert "no annotations" not in checked()[1]
+    (small_dataset / "annotations/test_hico.json").unlink()
+    checks, text, line = checked()
+    expected = small_dataset / "annotations/test_hico.json"
+    assert f"test: no annotations; expected {expected}\n" in f"{text}\n"
+    assert len(checks) == 1 and line == ""
+
+
 ANNOTATIONS = "annotations/trainval_hico.json"
 
 

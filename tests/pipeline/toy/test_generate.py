@@ -67,6 +67,27 @@ def test_annotations_are_in_hoia_format(small_toy):
             assert pair == (row[2], label)
 
 
+def test_the_layout_of_swig_hoi_has_the_same_images_and_labels(small_toy, tmp_path):
+    assert write_toy(tmp_path, 6, 3, seed=2, layout="swig")
+    assert not write_toy(tmp_path, 6, 3, seed=2, layout="swig")
+    written = folder_contents(tmp_path)
+    for part, count in (("train", 6), ("test", 3)):
+        first, second = (
+            open_dataset(root).load(part, strict=True) for root in (small_toy, tmp_path)
+        )
+        for one, other in zip(first.annotations, second.annotations, strict=True):
+            assert one.image_id == other.image_id and one.hois.tolist() == other.hois.tolist()
+            assert one.boxes.tolist() == other.boxes.tolist()
+        assert [image.id for image in second.swig_images] == list(range(1, count + 1))
+    # In place of a dataset in the other layout, no file of which is left.
+    root = tmp_path / "w"
+    write_toy(root, 7, 3, seed=2)
+    with pytest.raises(InputError, match="--overwrite"):
+        write_toy(root, 6, 3, seed=2, layout="swig")
+    assert write_toy(root, 6, 3, seed=2, layout="swig", overwrite=True)
+    assert folder_contents(root) == written
+
+
 def test_bytes_do_not_depend_on_workers(tmp_path, monkeypatch):
     monkeypatch.setattr(generate, "MIN_IMAGES_FOR_WORKERS", 5)
     monkeypatch.setattr(generate, "CHUNK_SIZE", 4)
