@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.ground_truth import find_ground_truth, keep_annotated_images
-from evaluation.hico.average_precision import compute_scores
+from evaluation.hico.average_precision import HicoScores, compute_scores, evaluate
 from evaluation.hico.matching import Setting, match_detections
 from evaluation.hico.nms import NmsConfig, pairwise_nms
 from evaluation.predictions import (
@@ -18,7 +18,7 @@ from evaluation.predictions import (
     verb_object_pairs,
 )
 from evaluation.results import Results, build_setting_scores, write_results
-from evaluation.swig.average_precision import compute_swig_scores, match_swig
+from evaluation.swig.average_precision import compute_swig_scores, evaluate_swig, match_swig
 from evaluation.tables import format_tables
 from pipeline.annotations.load import AnnotationFile, load_annotations
 from pipeline.annotations.swig import SwigImage
@@ -93,6 +93,18 @@ def score_to_fields(
         "nms": None if scoring.nms is None else asdict(scoring.nms),
         "matches": matches,
     }
+
+
+def evaluate_part(
+    file: AnnotationFile,
+    detections: Sequence[Detections],
+    vocabulary: Vocabulary,
+    setting: Setting = "default",
+) -> HicoScores:
+    """Scores in one setting, or by SWIG-HOI's protocol if the annotations have its format."""
+    if file.swig_images:
+        return evaluate_swig(file.swig_images, detections, vocabulary)
+    return evaluate(file.annotations, detections, vocabulary, setting)
 
 
 def score_hico_file(

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from commands import MAINS, run_command
+from training import read_lines
 
 from evaluation.results import read_results
 from pipeline.datasets.dataset import open_dataset
@@ -40,8 +41,8 @@ def run(root, command):
     command(f"eoid-cache build toy --out cache {MODELS}")
     assert "images                  8" in command("eoid-cache inspect cache")
     command(
-        "eoid-train student --data toy --cache cache --split ua --preset toy --epochs 1"
-        " --batch-size 4 --workers 0 --device cpu --out run"
+        "eoid-train student --data toy --cache cache --split ua --preset toy --epochs 2"
+        " --batch-size 4 --workers 0 --device cpu --out run --test-every 1"
     )
     return root / "run"
 
@@ -49,6 +50,8 @@ def run(root, command):
 def test_training_ends_with_the_scores_of_the_protocol(run, root, command):
     results = read_results(run / "results.json")
     assert (results.setting, results.known_object, results.split) == ("swig", None, "ua")
+    (tested,) = read_lines(run / "test.jsonl")
+    assert 0 <= tested["metrics"]["full"] < 1
     vocabulary = open_dataset(root / "toy").vocabulary
     # Interactions without annotated pairs count.
     assert len(results.per_class) == vocabulary.num_interactions

@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from pipeline.annotations.base import (
     Box,
+    DuplicateImage,
     ParseContext,
     RawAnnotation,
     UnknownCategory,
@@ -94,7 +95,8 @@ def parse_swig(
             entry = context.convert(row, _Entry, name)
             if entry.img_id in ids:
                 found = f"{entry.img_id} a second time"
-                raise context.error(name, "img_id", "every image once", found)
+                error = context.error(name, "img_id", "every image once", found)
+                raise DuplicateImage(str(error))
             ids.add(entry.img_id)
             raw = _parse_entry(name, entry, context)
             images.append(_ground_truth(raw, entry, context))

@@ -72,9 +72,10 @@ def write_toy(
     for name, number, least in (("train", train, 1), ("test", test, 1), ("seed", seed, 0)):
         if number < least:
             raise InputError(f"{name}: expected a number from {least} on, found {number}")
-    plan = {"drawing": DRAWING_VERSION, "seed": seed, "train": train, "test": test}
-    # Toy datasets of earlier versions have no layout in their plan.
-    plan |= {} if layout == "hico" else {"layout": layout}
+    plan: dict[str, Any] = {"drawing": DRAWING_VERSION, "seed": seed, "train": train, "test": test}
+    if layout != "hico":
+        # Plans of earlier versions have no layout.
+        plan["layout"] = layout
     parts = LAYOUTS[layout]
     if _is_written(root, plan, overwrite):
         return False

@@ -17,7 +17,7 @@ from evaluation.hico.average_precision import evaluate, summarize
 from evaluation.predictions import PREDICTIONS_FILE, write_predictions
 from evaluation.report.write import REPORT_FILE
 from evaluation.results import RESULTS_FILE, Results, write_results, write_vcoco_results
-from evaluation.score_hico import ScoringConfig, score_to_fields
+from evaluation.score_hico import ScoringConfig, evaluate_part, score_to_fields
 from evaluation.score_vcoco import VCOCO_RESULTS_FILE, score_run
 from pipeline.datasets.dataset import Dataset, open_dataset
 from pipeline.splits import Split, load_split, remove_unseen_labels
@@ -27,7 +27,7 @@ from pipeline.utils.errors import InputError
 from pipeline.utils.files import refuse_existing, sha256_of_json
 from pipeline.vocabulary import Vocabulary
 from student.config import Recipe
-from student.data.dataset_part import open_test_part
+from student.data.dataset_part import LoadedPart, open_test_part
 from student.engine.metrics_log import METRICS
 from student.inference.batch_predictor import BatchPredictor
 from student.utils.distributed import Execution, init_distributed
@@ -236,14 +236,13 @@ class Tester:
     """Evaluates a model on the test images every few epochs, for curves only.
 
     Attributes:
-        records, annotations: the images and their annotations, in the same order.
+        part: the test images and their annotations.
         split: defines seen and unseen.
         vocabulary: vocabulary of the annotations.
         every: number of epochs between evaluations; the last one is left to `evaluate_model`.
     """
 
-    records: Sequence[ImageRecord]
-    annotations: Sequence[Annotation]
+    part: LoadedPart
     split: Split
     vocabulary: Vocabulary
     every: int
@@ -258,15 +257,15 @@ class Tester:
         Returns:
             The mAP of full, seen and unseen in the default setting, as fractions.
         """
+        part, unseen = self.part, self.split.unseen
         detections = predictor.to(execution.device).predict(
-            self.records, execution.context, execution.workers
+            part.records, execution.context, execution.workers
         )
-        unseen = self.split.unseen
         if execution.context.is_main_process:
             draw_samples(
-                drawings, self.records, self.annotations, detections, self.vocabulary, unseen
+                drawings, part.records, part.annotations, detections, self.vocabulary, unseen
             )
-        scores = evaluate(self.annotations, detections, self.vocabulary)
+        scores = evaluate_part(part.annotation_file, detections, self.vocabulary)
         metrics = summarize(scores, self.vocabulary, unseen)
         means = {name: metrics.get(name) for name in ("full", "seen", "unseen")}
         return {name: value for name, value in means.items() if value is not None}

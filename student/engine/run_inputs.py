@@ -200,7 +200,7 @@ def build_inputs(config: RunConfig, context: DistContext) -> RunInputs:
     )
     tester = None
     if config.test_every:
-        tester = Tester(test.records, test.annotations, split, vocabulary, config.test_every)
+        tester = Tester(test, split, vocabulary, config.test_every)
     return RunInputs(dataset, cache, split, recipe, images, validator, tester, extra, limit)
 
 

@@ -14,12 +14,12 @@ from typing import NamedTuple, cast
 
 import numpy as np
 
-from evaluation.hico.average_precision import HicoScores, evaluate, summarize
+from evaluation.hico.average_precision import HicoScores, summarize
 from evaluation.hico.matching import Setting
 from evaluation.predictions import write_predictions
 from evaluation.report.charts.figure import check_chart_file
 from evaluation.results import PairProtocol, Results, results_fields, write_results
-from evaluation.swig.average_precision import evaluate_swig
+from evaluation.score_hico import evaluate_part
 from evaluation.tables import METRIC_TITLES, format_percent
 from pipeline.boxes import box_iou
 from pipeline.datasets.dataset import open_dataset
@@ -138,9 +138,7 @@ def evaluate_teacher(
     if loaded.swig_images:
         setting = "swig"
     scores = {
-        source: evaluate_swig(loaded.swig_images, found, vocabulary)
-        if loaded.swig_images
-        else evaluate(loaded.annotations, found, vocabulary, setting)
+        source: evaluate_part(loaded, found, vocabulary, setting)
         for source, found in detections.items()
     }
     groups = {

@@ -24,6 +24,17 @@ def test_the_published_prompts():
     assert not any("_" in prompt for group in prompts for prompt in group)
 
 
+def test_prompts_leave_out_wordnet_ids(tmp_path):
+    swig = load_vocabulary("swig-hoi")
+    file = tmp_path / "sentences.json"
+    file.write_text('{"feeding mouse_n02330245": ["a {object} in a hand"]}')
+    prompts = interaction_prompts(swig, ["a photo of a person {ing} {object}"], file)
+    number = swig.interaction_names.index(("feeding", "mouse_n02330245"))
+    assert prompts[number] == ("a mouse in a hand",)
+    other = next(row for row, (_, name) in enumerate(swig.interaction_names) if "n03793489" in name)
+    assert prompts[other] == (f"a photo of a person {swig.interaction_names[other][0]} mouse",)
+
+
 @pytest.mark.parametrize(
     "template",
     ["", "a person", "{ing}", "{object}", "{ing} {object} {verb}", "{} {ing} {object}", "{ing"],
