@@ -28,14 +28,16 @@ from pipeline.utils.schema import Number, convert
 from pipeline.vocabulary import Vocabulary
 
 C = Coordinate
+# An interaction may be 454.0, as in rows that were numpy arrays.
 Row = Annotated[
-    tuple[Number, Score, C, C, C, C, C, C, C, C],
+    tuple[C, Score, C, C, C, C, C, C, C, C],
     Meta(description="[interaction, score, person x1, y1, x2, y2, object x1, y1, x2, y2]"),
 ]
 PairBoxes = Annotated[
     tuple[C, C, C, C, C, C, C, C],
     Meta(description="[person x1, y1, x2, y2, object x1, y1, x2, y2]"),
 ]
+DECODE_ERRORS = (msgspec.MsgspecError, RecursionError)
 EXPECTED = "image ids with lists of detections, or a pickle of scores, boxes and keys"
 
 
@@ -79,17 +81,16 @@ def read_published(
     tables = np.array(vocabulary.interactions, dtype=np.int64)
     form, detections = BoxFormatCheck(XYXY), []
     seen: set[int] = set()
-    for key, rows in _iterate_images(path):
-        number = _image_number(path, key)
+    for number, rows in _iterate_images(path, list(by_id)):
         if number in seen:
             raise bad_field(path, f"image {number}", "every image once", "a second list")
         seen.add(number)
         interactions, image = rows[:, 0].astype(np.int64), by_id.get(number)
-        wrong = (interactions < 0) | (interactions >= len(tables))
+        wrong = (interactions < 0) | (interactions >= len(tables)) | (interactions != rows[:, 0])
         if wrong.any():
             expected = f"an interaction of {vocabulary.name}, 0 to {len(tables) - 1}"
             where = f"image {number}[{int(np.argmax(wrong))}]"
-            raise bad_field(path, where, expected, int(interactions[wrong][0]))
+            raise bad_field(path, where, expected, f"{rows[wrong, 0][0]:.15g}")
         boxes, pairs = rows[:, 2:].reshape(-1, 4), 2 * np.arange(len(rows))
         form.add(boxes, image.size if image else None, str(number))
         verbs, objects = tables[interactions].T
@@ -106,30 +107,38 @@ def read_published(
     return detections
 
 
-def _image_number(path: Path, key: int | str) -> int:
-    if isinstance(key, str) and not re.fullmatch(r"-?\d{1,18}", key):
-        expected = "ids of images, as in img_id of the annotations"
-        raise bad_field(path, "keys", expected, repr(key))
-    return int(key)
+def _image_number(path: Path, key: Any) -> int:
+    """The number of an image, which is text in JSON."""
+    if type(key) is int:
+        return key
+    if isinstance(key, str) and re.fullmatch(r"-?\d{1,18}", key):
+        return int(key)
+    raise bad_field(path, "keys", "ids of images, as in img_id of the annotations", repr(key))
 
 
-def _iterate_images(path: Path) -> Iterator[tuple[int | str, np.ndarray]]:
-    """Image id and (K, 10) float64 rows of every image, in the order of the file."""
+def _iterate_images(path: Path, ids: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Image id and (K, 10) float64 rows of every image, in the order of the file.
+
+    `ids` are those of the annotations.
+    """
     value = _load(path)
     if not isinstance(value, dict):
         raise bad_field(path, "file", EXPECTED, value)
     if "keys" in value:
-        yield from _regroup(path, convert(value, _Columns, path))
+        yield from _regroup(path, convert(value, _Columns, path), ids)
         return
     for key, rows in value.items():
-        if isinstance(rows, msgspec.Raw):
-            try:
-                rows = msgspec.json.decode(rows, type=list[Row])
-            except msgspec.ValidationError:
-                rows = convert(msgspec.json.decode(rows), list[Row], path, f"image {key}")
-        else:
-            rows = convert(rows, list[Row], path, f"image {key}")
-        yield key, np.array(rows, dtype=np.float64).reshape(-1, 10)
+        number = _image_number(path, key)
+        yield number, np.array(_convert_rows(rows, path, key), dtype=np.float64).reshape(-1, 10)
+
+
+def _convert_rows(rows: Any, path: Path, key: int | str) -> list[Row]:
+    if isinstance(rows, msgspec.Raw):
+        try:
+            return msgspec.json.decode(rows, type=list[Row])
+        except DECODE_ERRORS:
+            rows = read_json(path)[key]
+    return convert(rows, list[Row], path, f"image {key}")
 
 
 def _load(path: Path) -> Any:
@@ -139,13 +148,14 @@ def _load(path: Path) -> Any:
         return read_pickle(path)
     try:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, msgspec.Raw])
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, *DECODE_ERRORS):
         # Words the error, and reads the byte order mark and the NaN that msgspec refuses.
         return read_json(path)
 
 
-def _regroup(path: Path, columns: _Columns) -> Iterator[tuple[int, np.ndarray]]:
-    """The rows of `preds.pkl` by image, where those of an interaction keep their order."""
+def _regroup(path: Path, columns: _Columns, ids: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """The rows of `preds.pkl` by image, in the order of the annotations: the projects predict the
+    images in this order, which counts among equal scores."""
     rows: dict[int, list[tuple[float, ...]]] = {}
     for interaction, keys in columns.keys.items():
         scores, boxes = columns.scores.get(interaction, []), columns.boxes.get(interaction, [])
@@ -155,8 +165,9 @@ def _regroup(path: Path, columns: _Columns) -> Iterator[tuple[int, np.ndarray]]:
                 raise bad_field(path, f"{name}.{interaction}", expected, length)
         for key, score, box in zip(keys, scores, boxes, strict=True):
             rows.setdefault(key, []).append((interaction, score, *box))
-    for key, own in rows.items():
-        yield key, np.array(own, dtype=np.float64)
+    place = {number: index for index, number in enumerate(ids)}
+    for key in sorted(rows, key=lambda number: place.get(number, len(place))):
+        yield key, np.array(rows[key], dtype=np.float64)
 
 
 def write_published(

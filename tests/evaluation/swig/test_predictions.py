@@ -58,8 +58,12 @@ def test_pickles_of_the_public_projects(read):
         "keys": {0: [9], 1: [], 2: [9, 7]},
     }
     with_truth = {**columns, "gts": {0: defaultdict(list, {9: np.zeros((1, 8))})}}
-    for value in (lists, columns, with_truth):
+    arrays = {9: np.array([ROW, NEXT]), np.int64(7): [np.array(NEXT)]}
+    for value in (lists, columns, with_truth, arrays):
         found = read(value, "preds.pkl")
+        if "keys" in value:
+            # In the order of the annotations.
+            found = found[::-1]
         for one, other in zip(found, wanted, strict=True):
             assert one.image_id == other.image_id
             for name in ("boxes", "labels", "hois", "scores"):
@@ -72,7 +76,8 @@ def test_pickles_of_the_public_projects(read):
         ({"9": 5}, "image 9: expected a list, found 5"),
         ({"9": [ROW[:9]]}, r"image 9\[0\]: expected \[interaction, score, person x1, .*"),
         ({"9": [ROW, {}]}, r"image 9\[1\]: expected \[interaction, score"),
-        ({"9": [[0.5, *ROW[1:]]]}, r"image 9\[0\]: expected \[interaction"),
+        ({"9": [[0.5, *ROW[1:]]]}, r"image 9\[0\]: expected an interaction of swig-hoi.*found 0.5"),
+        ({"9": [[10**30, *ROW[1:]]]}, r"image 9\[0\]: expected \[interaction"),
         ({"9": [[0, "0.5", *ROW[2:]]]}, r"image 9\[0\]: expected .*'?0.5"),
         ({"9": [[0, float("nan"), *ROW[2:]]]}, r"image 9\[0\]: expected .*nan"),
         ({"9": [[0, 0.5, 10**400, *ROW[3:]]]}, r"image 9\[0\]: expected"),
@@ -96,6 +101,7 @@ def test_wrong_files_name_file_and_field(read, value, message):
         ({"keys": {0: ["a"]}}, r"keys.0\[0\]: expected a whole number, found a"),
         ({"boxes": 5}, "boxes: expected"),
         ({"boxes": ...}, "boxes: .*missing"),
+        ({"keys": ...}, "keys: expected ids of images, .*found 'scores'"),
     ],
 )
 def test_wrong_pickles(read, change, message):
@@ -113,6 +119,9 @@ def test_truncated_and_missing_files(tmp_path, images, swig):
     with pytest.raises(InputError, match=r"none\.json: no such file"):
         read_published(tmp_path / "none.json", images, swig)
     assert is_published_form(path) and not is_published_form(tmp_path / "none.json")
+    path.write_text('{"a":' * 5000)
+    with pytest.raises(InputError, match=r"half\.json: expected JSON, found"):
+        read_published(path, images, swig)
     path.write_text("\ufeff [1]")
     assert not is_published_form(path)
 
