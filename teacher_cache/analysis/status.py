@@ -302,7 +302,11 @@ def _count_started(running: Sequence[Activity]) -> int:
 def format_status(state: CacheState) -> list[str]:
     """Lines of a table of the state of a cache."""
     now = datetime.now(timezone.utc)
-    rows = [(name, _format_count(getattr(state, name))) for name in ("shards", "images")]
+    failed = f", {len(state.failed):,} could not be read" if state.failed else ""
+    rows = [
+        ("shards", _format_count(state.shards)),
+        ("images", _format_count(state.images) + failed),
+    ]
     if state.running or state.state == "unfinished":
         rows += _limited("running", _format_processes(state))
     if state.last_shard is not None:
@@ -318,11 +322,11 @@ def format_status(state: CacheState) -> list[str]:
     by_reason = defaultdict(list)
     for image, reason in state.failed.items():
         by_reason[reason].append(image)
-    failed = [
+    reasons = [
         f"{count_noun(len(images), 'images')}, first {images[0]}: {reason}"
         for reason, images in sorted(by_reason.items(), key=lambda each: -len(each[1]))
     ]
-    rows += _limited("failed", failed)
+    rows += _limited("failed", reasons)
     rows += _limited("damaged", [f"{name}: {why}" for name, why in state.problems.items()])
     lines = [f"{state.cache}: {state.state}"]
     names = [name for name, _ in rows]

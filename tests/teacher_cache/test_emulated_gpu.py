@@ -17,10 +17,12 @@ from teacher_cache.build import build_cache
 from teacher_cache.detectors.base import DetectorConfig
 from teacher_cache.detectors.load import load_detector
 from teacher_cache.detectors.torchvision import TorchvisionDetector
+from teacher_cache.estimate import estimate_build
 from teacher_cache.extraction.inputs import BuildInputs
 from teacher_cache.maintenance.add_prompts import create_prompts_file
 from teacher_cache.maintenance.rescore import RescoreConfig, rescore_cache
 from teacher_cache.reader.cache import open_cache
+from teacher_cache.reader.manifest import read_manifest
 from teacher_cache.teachers import clip as clip_teacher
 from teacher_cache.teachers.clip import ClipConfig, ClipTeacher
 from teacher_cache.teachers.regions import RegionMode, crop_regions
@@ -68,6 +70,13 @@ def test_the_host_waits_once_per_batch(shared_dataset, build, extraction, emulat
     assert {name.split()[0] for name in others} == {"upload", "download"}
     assert all("teachers/clip.py" in name for name in others)
     assert sum(n for name, n in others.items() if name.startswith("download")) == 1
+
+
+def test_an_estimate(finished, shared_dataset, build_config, emulated_gpu):
+    estimate = estimate_build(build_config(shared_dataset, device="cuda"))
+    assert estimate.device.startswith("cuda:0 (")
+    assert estimate.pairs.count == read_manifest(finished)["counts"]["pairs"]
+    assert all(hours > 0 for hours in estimate.hours.values())
 
 
 @pytest.mark.parametrize("mode", ["pad", "stretch", "context=1.5"])

@@ -107,6 +107,7 @@ def test_failed_images_with_reasons(dataset, build, build_config):
         state = state_of(out)
         assert state.images.done == 7 and len(state.failed) == 4
         assert state.failed["toy_train_00000001.jpg"] == "no such image"
+        assert table_of(out)["images"] == "7 of 7 (100.0 %), 4 could not be read"
         text = table_of(out)["failed"]
         assert text.startswith("3 images, first toy_train_00000001.jpg: no such image 1 image, f")
 
@@ -237,6 +238,14 @@ def test_temporary_files_are_no_shards(unfinished):
 def put_record(folder, name="12ab", **changes):
     record = msgspec.structs.replace(RECORD, **changes)
     (folder / f".running.{name}").write_bytes(msgspec.json.encode(record))
+
+
+def test_the_record_of_a_killed_job_harms_nothing(copy):
+    put_record(copy, machine="")
+    modified = time.time() - 1000
+    os.utime(copy / ".running.12ab", (modified, modified))
+    assert (state_of(copy).state, state_of(copy).running) == ("finished", [])
+    assert run("verify", copy).returncode == 0
 
 
 def put_shards(folder, now, ages):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.toy.generate import write_toy
+from teacher_cache.analysis.status import StatusReader
 from teacher_cache.build import BuildConfig, build_cache
 from teacher_cache.reader.format import MANIFEST, SHARDS
 
@@ -59,6 +60,11 @@ def shards(cache):
     return sorted(path.name for path in (cache / SHARDS).glob("*.h5"))
 
 
+def working_jobs(cache):
+    """What each job of a running build does; the builder itself has no job's number."""
+    return {each.job: each.work for each in StatusReader(cache).read().running}
+
+
 def test_workers_in_jobs_one_of_which_is_cancelled(
     slurm, build_args, reference, tmp_path, contents
 ):
@@ -70,6 +76,8 @@ def test_workers_in_jobs_one_of_which_is_cancelled(
     ) as builder:
         slurm.wait(lambda: len(shards(out)) >= 2 or builder.poll() is not None)
         running = slurm("squeue", "--noheader", "--states=RUNNING", "--format=%i").split()
+        slurm.wait(lambda: running[0] in working_jobs(out) or builder.poll() is not None)
+        assert working_jobs(out)[""] == "2 SLURM jobs at a time"
         slurm("scancel", running[0])
         assert len(shards(out)) < NUM_IMAGES and builder.poll() is None
         output, _ = builder.communicate()
@@ -91,6 +99,7 @@ def test_an_array_one_of_whose_jobs_is_cancelled(
     array = slurm.submit("--array=1-3", *resources, *job)
     # The second job makes shards 1, 4, 7, ...
     slurm.wait(lambda: "00001.h5" in shards(out), lambda: slurm.log(f"eoid-cache-{array}_2.log"))
+    assert f"{array}_2" in working_jobs(out)
     slurm("scancel", f"{array}_2")
     states = [slurm.end(f"{array}_{number}") for number in (1, 2, 3)]
     assert states == ["COMPLETED", "CANCELLED", "COMPLETED"]
