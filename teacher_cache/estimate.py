@@ -14,7 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -284,6 +284,9 @@ class _TimedDetector:
     def __init__(self, detector: ObjectDetector, watch: _Stopwatch) -> None:
         self._detector, self._watch = detector, watch
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._detector, name)
+
     def detect(self, images: Sequence[Image.Image]) -> list[ObjectBoxes]:
         with self._watch.stage(DETECTOR):
             return self._detector.detect(images)
@@ -294,7 +297,9 @@ class _TimedTeacher:
 
     def __init__(self, teacher: Teacher, watch: _Stopwatch) -> None:
         self._teacher, self._watch = teacher, watch
-        self.batch_size = teacher.batch_size
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._teacher, name)
 
     def score_batches(
         self, batches: Iterable[Batch], vocabulary: Vocabulary
@@ -322,7 +327,6 @@ def _measure(
     watch, vocabulary = _Stopwatch(), inputs.data.vocabulary
     models = TeacherModels(inputs.detector, inputs.teacher, vocabulary)
     extract(chosen[:WARM_UP_IMAGES], models, extraction, lambda count: None)
-    # Structurally they are all that is used of these models.
     timed = TeacherModels(
         cast(ObjectDetector, inputs.detector and _TimedDetector(inputs.detector, watch)),
         cast(Teacher, _TimedTeacher(inputs.teacher, watch)),

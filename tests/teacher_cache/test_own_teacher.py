@@ -64,6 +64,16 @@ def cache(folder, build):
     return out
 
 
+def test_an_estimate(cache, build, shared_dataset):
+    """Its time is extrapolated by pairs, because it may have no regions."""
+    words = ("--candidates", "annotated", "--device", "cpu", "--sample", 3, "--json")
+    done = run("plan", shared_dataset, *words, *TEACHER, *SETTINGS)
+    assert done.returncode == 0, done.stderr
+    estimate, counts = json.loads(done.stdout), open_cache(cache).manifest["counts"]
+    assert estimate["pairs"] == {"count": counts["pairs"], "standard_error": 0}
+    assert estimate["hours"]["teacher"] > 0
+
+
 def test_the_cache(cache, vocabulary):
     opened = open_cache(cache)
     parts = opened.manifest["parts"]
