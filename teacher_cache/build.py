@@ -15,7 +15,6 @@ from pipeline.annotations.load import AnnotationFile
 from pipeline.cluster.activity import announce
 from pipeline.cluster.lock import FolderLock, lock_folder
 from pipeline.cluster.modes import (
-    ArrayShare,
     ExecutionMode,
     InProcess,
     SlurmJobs,
@@ -26,6 +25,7 @@ from pipeline.cluster.modes import (
     run_tasks,
     threads_per_worker,
 )
+from pipeline.cluster.tasks import ArrayShare, TaskQueue
 from pipeline.datasets.dataset import Dataset, missing_images, open_dataset
 from pipeline.datasets.size_check import check_image_sizes
 from pipeline.utils.errors import InputError
@@ -226,20 +226,23 @@ def _build_shards(
     settings: WorkerSettings,
     lock: FolderLock,
 ) -> None:
-    """Makes the missing shards of this job, and writes the manifest when none is missing."""
-    if config.share is not None:
-        tasks = config.share.select(tasks)
-    pending = [task for task in tasks if not is_finished_shard(task.path, task.fingerprint)]
+    """Makes missing shards, and writes the manifest when none is missing."""
+    queue = TaskQueue(
+        tasks, lambda task: is_finished_shard(task.path, task.fingerprint), config.share
+    )
     if config.extraction.strict:
-        _check_no_failures(set(tasks) - set(pending))
-    total = sum(map(len, tasks))
-    done = total - sum(map(len, pending))
-    if done:
-        logger.info(f"{config.out}: resuming after {done} of {total} images")
+        _check_no_failures(queue.finished)
+    if queue.done:
+        logger.info(f"{config.out}: resuming after {queue.done} of {queue.total} images")
     try:
-        with Progress(total, "Running the teacher", "images", initial=done) as progress:
-            records = run_tasks(pending, make_shard, mode, settings, progress)
-        _report_status(config.out, write_manifest(config.out, records))
+        with Progress(queue.total, "Running the teacher", "images", queue.done) as progress:
+            records = run_tasks(queue, make_shard, mode, settings, progress)
+        queue.report(config.out)
+        # Checksums of all shards take time, and jobs of an array end one after the other.
+        if config.share is not None and (config.out / MANIFEST).is_file():
+            logger.info(f"{config.out}: was finished by another job")
+        else:
+            _report_status(config.out, write_manifest(config.out, records))
     finally:
         lock.remove_temporary_files()
 

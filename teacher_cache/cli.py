@@ -48,9 +48,9 @@ no Dask scheduler. The arguments are those of `{BUILD}`:
 
   sbatch --array=0-7 --gres=gpu:1 cache_array.sbatch hico --out hico-cache
 
-The last job completes the cache. If a job was lost, submit the same command again, or a single
-job (--array=3), which makes all shards that are missing. `eoid-cache verify hico-cache` lists
-missing shards, and completes the cache if there are none.""",
+A job that has made its own shards goes on with those of slow and lost jobs, and the one that finds
+none missing completes the cache. Submit the same command again, or a single job (--array=3), if all
+jobs ended before. `eoid-cache verify hico-cache` lists missing shards.""",
         BUILD,
         is_array=True,
     ),

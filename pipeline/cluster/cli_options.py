@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
@@ -82,10 +83,17 @@ def _groups(workers: str, hidden: Collection[str]) -> tuple[Callable[..., Any], 
                 is_flag=False,
                 flag_value=SLURM_ARRAY,
                 help=(
-                    "Make only the shards of job I of N (0/N to N-1/N); the N jobs are started"
-                    " separately and share one output folder. Without I/N, or with slurm, both are"
-                    " taken from SLURM's array variables."
+                    "Make the shards of job I of N (0/N to N-1/N), then those of other jobs that"
+                    " are missing; the N jobs are started separately and share one output folder."
+                    " Without I/N, or with slurm, both are taken from SLURM's array variables."
                 ),
+            ),
+            make(
+                "--own-shards",
+                "own_only",
+                is_flag=True,
+                hidden=True,
+                help="With --array: leave missing shards of other jobs to them.",
             ),
             make("--slurm", is_flag=True, help="Start the workers as SLURM jobs."),
             make("--dry-run", is_flag=True, help="With --slurm: print the job script and stop."),
@@ -176,15 +184,11 @@ def cluster_options(
             slurm: bool,
             dry_run: bool,
             array: str | None,
+            own_only: bool,
             **options: Any,
         ) -> Any:
-            from pipeline.cluster.modes import (
-                ArrayShare,
-                InProcess,
-                LocalWorkers,
-                RunningCluster,
-                SlurmJobs,
-            )
+            from pipeline.cluster.modes import InProcess, LocalWorkers, RunningCluster, SlurmJobs
+            from pipeline.cluster.tasks import ArrayShare
 
             workers = options.pop(workers_name)
             cluster = {"scheduler": scheduler, "slurm": slurm or None}
@@ -192,7 +196,9 @@ def cluster_options(
             _check_exclusive({"array": array, **cluster})
             jobs = {field.name: options.pop(field.name) for field in fields(SlurmJobs)}
             if not slurm:
-                _require_slurm([*jobs, "dry_run"])
+                _require("--slurm", [*jobs, "dry_run"])
+            if array is None:
+                _require("--array", ["own_only"])
             mode: ExecutionMode | None = None
             if slurm:
                 mode = SlurmJobs(**jobs)
@@ -203,6 +209,8 @@ def cluster_options(
             share = None
             if array is not None:
                 share = ArrayShare.from_slurm() if array == SLURM_ARRAY else ArrayShare.parse(array)
+                share = replace(share, own_only=own_only)
+                time.sleep(share.start_delay())
             return command(*args, mode=mode, share=share, dry_run=dry_run, **options)
 
         for group in reversed(_groups(workers, hidden)):
@@ -218,10 +226,10 @@ def _check_exclusive(options: Mapping[str, object]) -> None:
         raise InputError(f"{given[0]}: expected alone, found {' and '.join(given[1:])} too")
 
 
-def _require_slurm(names: list[str]) -> None:
-    """Refuses options of SLURM jobs without --slurm; a configuration file may contain them."""
+def _require(mode: str, names: list[str]) -> None:
+    """Refuses options that need the option `mode`; a configuration file may contain them."""
     context = click.get_current_context()
     for name in names:
         if setting_rank(context, name) > 1:
             (option,) = [param for param in context.command.params if param.name == name]
-            raise InputError(f"{option.opts[0]}: expected together with --slurm, found alone")
+            raise InputError(f"{option.opts[0]}: expected together with {mode}, found alone")

@@ -9,13 +9,14 @@ import os
 import signal
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, Queue
+from statistics import median
 from typing import Any
 
 import dask.config
@@ -24,7 +25,7 @@ from distributed import Client, Future, Nanny, Scheduler, SpecCluster, get_worke
 from distributed.comm.addressing import get_address_host_port
 from distributed.scheduler import KilledWorker
 
-from pipeline.cluster.modes import Task, TaskType
+from pipeline.cluster.tasks import Task, TaskQueue, TaskType
 from pipeline.utils.devices import resolve_device
 from pipeline.utils.errors import InputError
 from pipeline.utils.logging import get_logger
@@ -38,6 +39,10 @@ logger = get_logger(__name__)
 POLL_TIMEOUT = 1.0
 # Seconds without a worker process on this machine after which none is expected any more.
 START_TIMEOUT = 30.0
+# A shard that takes so many times as long as the median of the others is made by a second worker.
+LATE_FACTOR = 1.5
+# Number of workers that may die over one shard, and seconds to wait for the record of a shard.
+MAX_DEATHS, RESULT_TIMEOUT = 4, 30.0
 # Dask sets a level on each of these loggers, so that silencing the parent alone has no effect.
 DASK_LOGGERS = ("distributed", "distributed.client", "distributed.gc")
 
@@ -71,7 +76,7 @@ def silence_dask() -> Iterator[None]:
 
 
 def dispatch(
-    tasks: Sequence[TaskType],
+    queue: TaskQueue[TaskType],
     make: Callable[[TaskType, Callable[[int], None]], Any],
     workers: Workers,
     progress: Progress,
@@ -79,11 +84,13 @@ def dispatch(
 ) -> list[Any]:
     """Makes shards on the workers, which must see all files under the same paths.
 
-    At most one shard per worker is submitted at a time, so that a worker that dies loses one
-    shard only; Dask then gives this shard to another worker.
+    Every worker gets one shard at a time, and the next one when that is finished. So a slow worker
+    makes fewer shards, and one that dies loses one shard only, which another worker makes. When
+    none is left, free workers also make those that take others very long (`find_late_task`), and
+    the first result counts.
 
     Args:
-        tasks, make: see `run_tasks`.
+        queue, make: see `run_tasks`.
         workers: the workers.
         progress: counts images.
         threads: see `WorkerSettings`.
@@ -95,36 +102,102 @@ def dispatch(
         InputError: the input of a shard is bad, several workers died while they made the same
             shard, or the scheduler is lost.
     """
-    waiting = deque(tasks)
-    running: dict[Future, TaskType] = {}
+    # Futures that have not ended, and the numbers of unfinished tasks among them.
+    running: dict[Future, _Running] = {}
+    unfinished: set[int] = set()
+    # Numbers of tasks whose worker has died, and how many workers have died over each task.
+    lost: list[int] = []
+    deaths: Counter[int] = Counter()
+    durations: list[float] = []
     done: Queue[Future] = Queue()
-    records = []
+
+    def submit(row: int, worker: str) -> None:
+        # Dask itself would take any worker with a free thread, which may be making a shard, if
+        # there are 20 or more; and it forgets tasks that may run elsewhere when no worker is left.
+        task = queue.tasks[row].absolute()
+        future = workers.client.submit(
+            run_task, task, make, threads, pure=False, workers=[worker], allow_other_workers=False
+        )
+        running[future] = _Running(row, worker, time.monotonic())
+        unfinished.add(row)
+        future.add_done_callback(done.put)
+
+    def give_up(future: Future) -> None:
+        """Lets another worker do a task, unless one does it already."""
+        ended = running.pop(future)
+        workers.client.cancel([future], force=True)
+        if ended.row not in unfinished or any(each.row == ended.row for each in running.values()):
+            return
+        deaths[ended.row] += 1
+        if deaths[ended.row] == MAX_DEATHS:
+            raise _deaths_error(queue.tasks[ended.row], MAX_DEATHS, ended.worker)
+        lost.append(ended.row)
+
     try:
-        while waiting or running:
-            workers.monitor(len(waiting) + len(running))
-            num_workers = _num_workers(workers.client)
-            while waiting and len(running) < num_workers:
-                task = waiting.popleft()
-                future = workers.client.submit(run_task, task, make, threads, pure=False)
-                running[future] = task
-                future.add_done_callback(done.put)
-            progress.update(0, note=f"{num_workers} workers")
+        while len(queue) or unfinished:
+            workers.monitor(len(queue) + len(unfinished))
+            alive = _get_workers(workers.client)
+            for future in [one for one in running if running[one].worker not in alive]:
+                give_up(future)
+            free = alive - {each.worker for each in running.values()}
+            while free and (row := lost.pop() if lost else queue.pop(progress)) is not None:
+                submit(row, free.pop())
+            if free:
+                known = [each for each in running.values() if each.row in unfinished]
+                late = find_late_task(known, durations, time.monotonic())
+                if late is not None:
+                    submit(late, free.pop())
+            progress.update(0, note=f"{len(alive)} workers")
             with suppress(Empty):
                 future = done.get(timeout=POLL_TIMEOUT)
-                task = running.pop(future)
-                records.append(_get_record(future, task))
-                # Here, because messages of other processes do not reach this command's logger.
-                logger.debug(str(records[-1]))
-                progress.update(len(task))
+                # Not the second result of a task that two workers did.
+                if future in running and running[future].row in unfinished:
+                    ended = running[future]
+                    try:
+                        record = _get_record(future, queue.tasks[ended.row])
+                    except asyncio.TimeoutError:
+                        # The task's own error, of a file system, may be of this class too.
+                        if future.status == "error":
+                            raise
+                        give_up(future)
+                        continue
+                    unfinished.remove(ended.row)
+                    durations.append(time.monotonic() - ended.start)
+                    if queue.put(ended.row, record):
+                        progress.update(len(queue.tasks[ended.row]))
+                running.pop(future, None)
     finally:
         with suppress(Exception):
             workers.client.cancel(list(running), force=True)
-    return records
+    return queue.records
 
 
-def _num_workers(client: Client) -> int:
+@dataclass(frozen=True)
+class _Running:
+    """A submitted task: its number in the queue, the worker it was sent to, and when (seconds)."""
+
+    row: int
+    worker: str
+    start: float
+
+
+def find_late_task(
+    running: Collection[_Running], durations: Sequence[float], now: float
+) -> int | None:
+    """The number of the task that has run longest, if it takes more than `LATE_FACTOR` times as
+    long as most of the finished ones did, and only one worker does it; otherwise None."""
+    copies = Counter(each.row for each in running)
+    single = [each for each in running if copies[each.row] == 1]
+    if not single or not durations:
+        return None
+    longest = min(single, key=lambda each: each.start)
+    return longest.row if now - longest.start > LATE_FACTOR * median(durations) else None
+
+
+def _get_workers(client: Client) -> set[str]:
+    """Addresses of the workers."""
     try:
-        return len(client.nthreads())
+        return set(client.nthreads())
     except OSError:
         raise _scheduler_lost_error() from None
 
@@ -153,20 +226,29 @@ def run_task(
 
 
 def _get_record(future: Future, task: Task) -> Any:
+    """The record that a task returned.
+
+    Raises:
+        TimeoutError: its worker, which holds the record, has died since.
+        InputError: the task has failed.
+    """
     try:
-        return future.result()
+        return future.result(timeout=RESULT_TIMEOUT)
     except KilledWorker as error:
-        raise InputError(
-            f"{task.name}: {error.allowed_failures + 1} workers died one after the other while"
-            f" they made this shard, the last at {error.last_worker.address}; they may be out of"
-            " memory"
-        ) from None
+        raise _deaths_error(task, error.allowed_failures + 1, error.last_worker.address) from None
     except CancelledError:
         raise _scheduler_lost_error() from None
     except ModuleNotFoundError as error:
         raise InputError(
             f"--scheduler: expected workers with this project installed, found {error}"
         ) from None
+
+
+def _deaths_error(task: Task, count: int, worker: str) -> InputError:
+    return InputError(
+        f"{task.name}: {count} workers died one after the other while they made this shard, the"
+        f" last at {worker}; they may be out of memory"
+    )
 
 
 LOCALHOST = "127.0.0.1"
@@ -197,9 +279,15 @@ def local_workers(count: int, threads: int | None, device: str) -> Iterator[Work
         }
         for number in range(count)
     }
-    # By default Dask limits numeric libraries to one thread, in this process's environment too.
+    settings = {
+        # By default Dask limits numeric libraries to one thread, in this process's environment too.
+        "distributed.nanny.pre-spawn-environ": {},
+        # By default Dask gives up a worker whose new process is not ready after 15 seconds, in
+        # which a busy machine may not import the libraries; `_monitor_processes` waits instead.
+        "distributed.deploy.lost-worker-timeout": "1h",
+    }
     with (
-        dask.config.set({"distributed.nanny.pre-spawn-environ": {}}),
+        dask.config.set(settings),
         open_cluster(workers, host=LOCALHOST) as (cluster, client),
     ):
         try:

@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
 
+from pipeline.cluster.tasks import TaskQueue, TaskType
 from pipeline.utils.errors import InputError
-from pipeline.utils.logging import get_logger
 from pipeline.utils.progress import Progress
 from pipeline.utils.text import count_noun
 
@@ -118,23 +118,6 @@ class SlurmJobs:
         return count_noun(self.jobs, "SLURM jobs at a time")
 
 
-class Task(Protocol):
-    """The work on one shard. Tasks are sent to workers, so they hold paths instead of models."""
-
-    @property
-    def name(self) -> str:
-        """The shard's name in messages."""
-
-    def __len__(self) -> int:
-        """Number of images."""
-
-    def absolute(self: TaskType) -> TaskType:
-        """The same task with absolute paths, for processes with other working folders."""
-
-
-TaskType = TypeVar("TaskType", bound=Task)
-
-
 @dataclass(frozen=True)
 class WorkerSettings:
     """What workers need to know beside their mode.
@@ -210,68 +193,8 @@ def threads_per_worker(mode: ExecutionMode) -> int | None:
     return max(1, num_usable_cores() // mode.count)
 
 
-Item = TypeVar("Item")
-ARRAY_PREFIX = "SLURM_ARRAY_TASK_"
-
-
-@dataclass(frozen=True)
-class ArrayShare:
-    """A job's share of the shards: every `count`-th one, starting with number `index`.
-
-    Interleaved shares take about equally long, even if images at the end of a dataset have more
-    pairs than those at its beginning.
-    """
-
-    index: int
-    count: int
-
-    def __str__(self) -> str:
-        return f"job {self.index}/{self.count} of an array"
-
-    def select(self, items: Sequence[Item]) -> Sequence[Item]:
-        return items[self.index :: self.count]
-
-    @classmethod
-    def parse(cls, text: str) -> ArrayShare:
-        """Parses `I/N`.
-
-        Raises:
-            InputError: the text has another form, or I is not below N.
-        """
-        numbers = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
-        if numbers and int(numbers[1]) < int(numbers[2]):
-            return cls(int(numbers[1]), int(numbers[2]))
-        raise InputError(f"--array: expected I/N with I from 0 to N-1, found {text}")
-
-    @classmethod
-    def from_slurm(cls, environment: Mapping[str, str] = os.environ) -> ArrayShare:
-        """The share of this job of a SLURM array, whose numbers may start anywhere.
-
-        Raises:
-            InputError: this is not a job of an array, or the array's numbers have unequal steps.
-        """
-        texts = {name: environment.get(ARRAY_PREFIX + name, "") for name in ("ID", "MIN", "COUNT")}
-        step = environment.get(f"{ARRAY_PREFIX}STEP") or "1"
-        if not all(text.isdecimal() for text in (*texts.values(), step)) or not int(step):
-            raise InputError(
-                f"--array: expected I/N or a job of a SLURM array ({ARRAY_PREFIX}ID, _MIN, _COUNT),"
-                " found neither"
-            )
-        number, first, count = (int(texts[name]) for name in ("ID", "MIN", "COUNT"))
-        index, rest = divmod(number - first, int(step))
-        if rest or not 0 <= index < count:
-            raise InputError(
-                f"--array: expected an array of equal steps, such as 0-7, found job {number} of"
-                f" {count} from {first} on; give I/N instead"
-            )
-        return cls(index, count)
-
-
-logger = get_logger(__name__)
-
-
 def run_tasks(
-    tasks: Sequence[TaskType],
+    queue: TaskQueue[TaskType],
     make: Callable[[TaskType, Callable[[int], None]], Any],
     mode: ExecutionMode,
     settings: WorkerSettings,
@@ -280,9 +203,9 @@ def run_tasks(
     """Does the tasks and returns their records.
 
     Args:
-        tasks: the tasks.
-        make: does a task and returns its record; calls its second argument with numbers of finished
-            images. Workers import it by its name.
+        queue: the tasks.
+        make: does a task and returns its record, or a `Postponed` task; calls its second argument
+            with numbers of finished images. Workers import it by its name.
         mode: where the tasks are done.
         settings: settings of workers.
         progress: counts images.
@@ -291,18 +214,14 @@ def run_tasks(
         InputError: the input of a task is bad, several workers died over the same task, or no
             worker can be expected any more.
     """
-    if isinstance(mode, InProcess) or not tasks:
-        records = []
-        for task in tasks:
-            records.append(make(task, progress.update))
-            logger.debug(str(records[-1]))
-        return records
+    if isinstance(mode, InProcess) or not len(queue):
+        while (row := queue.pop(progress)) is not None:
+            queue.put(row, make(queue.tasks[row], progress.update))
+        return queue.records
     from pipeline.cluster.dask_workers import dispatch, silence_dask
 
-    # Workers may run in another directory.
-    remote_tasks = [task.absolute() for task in tasks]
     with silence_dask(), _open_workers(mode, settings) as workers:
-        return dispatch(remote_tasks, make, workers, progress, settings.threads)
+        return dispatch(queue, make, workers, progress, settings.threads)
 
 
 def resolve_remote_device(mode: ExecutionMode, device: str) -> str:

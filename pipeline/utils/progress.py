@@ -65,6 +65,11 @@ class Progress:
             self._last = time.monotonic()
             self._print_line()
 
+    def extend(self, count: int) -> None:
+        """Adds `count` items that are still to be done."""
+        self._meter["total"] += count
+        self._bar.total = self._meter["total"]
+
     def close(self) -> None:
         """Closes the bar, or prints the last line."""
         self._bar.close()

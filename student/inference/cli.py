@@ -23,7 +23,8 @@ from pipeline.utils.errors import InputError
 from pipeline.utils.logging import get_logger
 
 if TYPE_CHECKING:
-    from pipeline.cluster.modes import ArrayShare, ExecutionMode
+    from pipeline.cluster.modes import ExecutionMode
+    from pipeline.cluster.tasks import ArrayShare
 
 logger = get_logger(__name__)
 
@@ -57,8 +58,9 @@ The arguments are those of `eoid-predict`:
 
   sbatch --array=0-7 --gres=gpu:1 predict_array.sbatch runs/ua photos --out predicted --shards
 
-The last job completes the results. If a job was lost, submit the same command again, or a single
-job (--array=3), which makes all shards that are missing.""",
+A job that has made its own shards goes on with those of slow and lost jobs, and the one that finds
+none missing completes the results. Submit the same command again, or a single job (--array=3), if
+all jobs ended before.""",
     "eoid-predict",
     is_array=True,
 )

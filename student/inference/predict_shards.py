@@ -24,7 +24,6 @@ from msgspec import Struct
 
 from pipeline.cluster.lock import FolderLock, lock_folder
 from pipeline.cluster.modes import (
-    ArrayShare,
     ExecutionMode,
     InProcess,
     LocalWorkers,
@@ -32,6 +31,7 @@ from pipeline.cluster.modes import (
     run_tasks,
     threads_per_worker,
 )
+from pipeline.cluster.tasks import ArrayShare, TaskQueue
 from pipeline.types import Detections
 from pipeline.utils.devices import default_num_workers
 from pipeline.utils.errors import InputError
@@ -123,7 +123,7 @@ class ShardTask:
         return len(self.images)
 
     def absolute(self) -> ShardTask:
-        """See `pipeline.cluster.modes.Task`."""
+        """See `pipeline.cluster.tasks.Task`."""
         source = self.config.source and self.config.source.absolute()
         config = replace(self.config, source=source)
         return replace(self, folder=self.folder.absolute(), config=config)
@@ -131,11 +131,16 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """A finished shard; `failed` has the reasons of the images that could not be read."""
+    """A finished shard.
+
+    `failed` has the reasons of the images that could not be read. It is `repeated` if another job
+    finished it while this one made it too.
+    """
 
     path: Path
     num_images: int
     failed: dict[str, str]
+    repeated: bool = False
 
     def __str__(self) -> str:
         return f"{self.path}: {count_noun(self.num_images, 'images')}, {len(self.failed)} failed"
@@ -175,9 +180,12 @@ def make_shard(task: ShardTask, on_progress: Callable[[int], None]) -> ShardReco
             row = detector.result(prediction, config.selection, path).to_dict() | {"image": name}
         lines[prediction.index] = _to_line(row)
         on_progress(1)
-    with atomic_write(task.path) as temporary, open(temporary, "wb") as file:
-        file.writelines(lines)
-    return ShardRecord(task.path, len(lines), _find_failed(lines))
+    # Finished shards never change.
+    repeated = read_shard_record(task) is not None
+    if not repeated:
+        with atomic_write(task.path) as temporary, open(temporary, "wb") as file:
+            file.writelines(lines)
+    return ShardRecord(task.path, len(lines), _find_failed(lines), repeated)
 
 
 def _get_detector(task: ShardTask) -> Detector:
@@ -419,28 +427,22 @@ class ClaimedFolder:
                 self.images[first : first + size] for first in range(0, len(self.images), size)
             )
         ]
-        tasks: Sequence[ShardTask] = shards
         if config.share is None:
             # With a share, temporary files may belong to other jobs that are running.
             self.lock.remove_temporary_files(TEMPORARY_FILES)
-        else:
-            tasks = config.share.select(shards)
-        records = {task.number: read_shard_record(task) for task in tasks}
-        pending = [task for task in tasks if records[task.number] is None]
-        for task in pending:
+        queue = TaskQueue(shards, lambda task: read_shard_record(task) is not None, config.share)
+        for task in queue.pending:
             if task.path.is_file():
                 logger.warning(
                     f"{task.path}: expected {count_noun(len(task), 'lines')}, found a damaged file;"
                     " predicting its images again"
                 )
-        total = sum(map(len, tasks))
-        done = total - sum(map(len, pending))
-        if not tasks:
+        if not queue.total:
             logger.info(f"{folder}: this job has no shards, because there are fewer than jobs")
-        elif done == total:
+        elif not queue.pending:
             logger.info(f"{folder}: the shards were finished before")
-        elif done:
-            logger.info(f"{folder}: resuming after {done} of {total} images")
+        elif queue.done:
+            logger.info(f"{folder}: resuming after {queue.done} of {queue.total} images")
         _detectors.clear()
         threads = config.threads or threads_per_worker(config.mode)
         if isinstance(config.mode, InProcess):
@@ -450,16 +452,14 @@ class ClaimedFolder:
         device = config.source.device if config.source else "auto"
         settings = WorkerSettings(folder, JOB_NAME, threads, device)
         try:
-            with Progress(total, "predicting", "images", initial=done) as progress:
-                made = run_tasks(pending, make_shard, config.mode, settings, progress)
-            # The shards of other jobs are read once all exist.
-            missing = [task for task in shards if not task.path.is_file()]
+            with Progress(queue.total, "predicting", "images", queue.done) as progress:
+                run_tasks(queue, make_shard, config.mode, settings, progress)
+            queue.report(folder)
+            known = {record.path: record for record in queue.records}
+            finished = [known.get(task.path) or read_shard_record(task) for task in shards]
+            missing = [task for task, one in zip(shards, finished, strict=True) if one is None]
             if not missing:
-                known = {record.path: record for record in [*made, *records.values()] if record}
-                finished = [known.get(task.path) or read_shard_record(task) for task in shards]
-                missing = [task for task, one in zip(shards, finished, strict=True) if one is None]
-                if not missing:
-                    return [record for record in finished if record is not None]
+                return [record for record in finished if record is not None]
             logger.info(
                 f"{folder}: missing: {count_noun(len(missing), 'shards')} of other jobs, first"
                 f" {missing[0].path.name}; the last job completes the results"

@@ -49,7 +49,7 @@ class ShardTask:
         return self.end - self.first
 
     def absolute(self) -> ShardTask:
-        """See `pipeline.cluster.modes.Task`."""
+        """See `pipeline.cluster.tasks.Task`."""
         inputs_config = self.inputs_config.absolute()
         return replace(self, folder=self.folder.absolute(), inputs_config=inputs_config)
 
@@ -81,15 +81,18 @@ def make_shard(task: ShardTask, on_progress: Callable[[int], None] | None = None
                 on_progress(images)
 
         outputs, failed = extract(image_tasks, models, task.inputs_config.extraction, report)
-    write_shard(
-        task.path,
-        task.fingerprint,
-        list(outputs),
-        list(outputs.values()),
-        failed,
-        vocabulary.num_verbs,
-    )
-    return read_shard_record(task.path, task.fingerprint)
+    # Another job may have finished the shard meanwhile, and finished shards never change.
+    repeated = is_finished_shard(task.path, task.fingerprint)
+    if not repeated:
+        write_shard(
+            task.path,
+            task.fingerprint,
+            list(outputs),
+            list(outputs.values()),
+            failed,
+            vocabulary.num_verbs,
+        )
+    return replace(read_shard_record(task.path, task.fingerprint), repeated=repeated)
 
 
 def _check_inputs(task: ShardTask, inputs: BuildInputs) -> None:

@@ -46,6 +46,7 @@ class ShardRecord:
         images: ids of the images with outputs.
         pairs, regions: numbers of rows.
         failed: image id -> error, for images that could not be read.
+        repeated: whether another job finished it while this one made it too.
     """
 
     name: str
@@ -55,6 +56,7 @@ class ShardRecord:
     pairs: int
     regions: int
     failed: dict[str, str]
+    repeated: bool = False
 
     def __str__(self) -> str:
         """Name and numbers for messages."""

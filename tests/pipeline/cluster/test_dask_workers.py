@@ -3,25 +3,30 @@
 import asyncio
 import errno
 import os
+import threading
 import time
 
 import pytest
 import torch
-from distributed import SpecCluster
+from distributed import Client, LocalCluster, SpecCluster, get_worker
 
 from pipeline.cluster import dask_workers
 from pipeline.cluster.dask_workers import (
     Workers,
     dispatch,
+    find_late_task,
     gpu_environment,
     local_workers,
     silence_dask,
 )
+from pipeline.cluster.tasks import TaskQueue
 from pipeline.utils.errors import InputError
 from pipeline.utils.progress import Progress
 
 
-def make_tasks(names):
+def make_queue(names):
+    """A queue of tasks with these names, of which none is finished."""
+
     class Task:
         """Defined in a function, so that it is pickled with its code."""
 
@@ -34,7 +39,7 @@ def make_tasks(names):
         def absolute(self):
             return self
 
-    return [Task(name) for name in names]
+    return TaskQueue([Task(name) for name in names], lambda task: False)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +56,7 @@ def run(workers, monkeypatch):
         monkeypatch.setattr(dask_workers, "run_task", lambda task, make, threads: make(task))
         monitored = Workers(workers.client, monitor or workers.monitor)
         with Progress(2 * len(names), "dispatching", "images") as progress:
-            return sorted(dispatch(make_tasks(names), function, monitored, progress))
+            return sorted(dispatch(make_queue(names), function, monitored, progress))
 
     return call
 
@@ -100,6 +105,82 @@ def test_a_task_that_kills_its_workers_is_named(run):
     assert "\n" not in str(caught.value)
 
 
+@pytest.fixture
+def run_in_threads(monkeypatch):
+    """`run_in_threads(count, function, names)` dispatches to workers with four threads each, which
+    belong to this process."""
+
+    def call(count, function, names):
+        monkeypatch.setattr(dask_workers, "run_task", lambda task, make, threads: make(task))
+        options = {"processes": False, "dashboard_address": None, "threads_per_worker": 4}
+        with (
+            silence_dask(),
+            LocalCluster(n_workers=count, **options) as cluster,
+            Client(cluster, set_as_default=False) as client,
+            Progress(2 * len(names), "dispatching", "images") as progress,
+        ):
+            try:
+                return dispatch(make_queue(names), function, Workers(client), progress)
+            finally:
+                RELEASE.set()
+
+    CALLS.clear()
+    RELEASE.clear()
+    return call
+
+
+# Of functions that workers in threads of this process import.
+CALLS: list[tuple[str, str]] = []
+LOCK, RELEASE = threading.Lock(), threading.Event()
+
+
+def hang_twice(task):
+    with LOCK:
+        CALLS.append((get_worker().address, task.name))
+        is_slow = len({address for address, _ in CALLS[:2]}) == len(CALLS)
+    if is_slow:
+        RELEASE.wait()
+    return task.name
+
+
+def test_workers_that_never_end_a_shard_hold_nobody_up(run_in_threads):
+    """The third one makes all shards, also those of the other two, which get none again."""
+    names = list("abcdefgh")
+    assert sorted(run_in_threads(3, hang_twice, names)) == names
+    (first, one), (second, other), *further = CALLS
+    assert {first, second}.isdisjoint(address for address, _ in further)
+    assert sorted(name for _, name in further) == names and one != other
+
+
+def wait_for_short_tasks(task):
+    with LOCK:
+        CALLS.append((get_worker().address, task.name))
+        if sum(name.startswith("short") for _, name in CALLS) == 6:
+            RELEASE.set()
+    assert task.name.startswith("short") or RELEASE.wait(60)
+    return task.name
+
+
+def test_a_worker_with_free_threads_gets_no_second_task(run_in_threads):
+    """If there are 20 workers or more, Dask itself takes any of those with a free thread."""
+    names = [f"long {row}" for row in range(19)] + [f"short {row}" for row in range(6)]
+    assert sorted(run_in_threads(20, wait_for_short_tasks, names)) == sorted(names)
+    assert len({address for address, _ in CALLS[:20]}) == 20
+    assert len({address for address, name in CALLS if name.startswith("short")}) == 1
+
+
+def test_the_longest_task_is_late():
+    running = [dask_workers._Running(row, f"worker {row}", 10.0 + row) for row in range(3)]
+
+    assert find_late_task(running, [], 100.0) is None
+    assert find_late_task([], [2.0], 100.0) is None
+    assert find_late_task(running, [1.0, 2.0, 9.0], 13.0) is None
+    assert find_late_task(running, [1.0, 2.0, 9.0], 13.1) == 0
+    running.append(dask_workers._Running(0, "worker 3", 13.1))
+    assert find_late_task(running, [1.0, 2.0, 9.0], 13.1) is None
+    assert find_late_task(running, [1.0, 2.0, 9.0], 14.1) == 1
+
+
 @pytest.mark.parametrize(
     "error, kind, text",
     [
@@ -128,7 +209,7 @@ def test_a_lost_scheduler():
 
     workers = Workers(Client(), lambda remaining: None)
     with pytest.raises(InputError, match="--scheduler: lost the connection"):
-        dispatch(make_tasks(["a"]), print, workers, Progress(2, "dispatching"))
+        dispatch(make_queue(["a"]), print, workers, Progress(2, "dispatching"))
 
 
 @pytest.mark.parametrize(
@@ -162,7 +243,7 @@ def test_a_build_ends_when_no_worker_process_can_be_started(monkeypatch):
             Progress(2, "dispatching", "images") as progress,
             pytest.raises(InputError, match="2 worker processes") as caught,
         ):
-            dispatch(make_tasks(["a.h5"]), print, workers, progress)
+            dispatch(make_queue(["a.h5"]), print, workers, progress)
     assert "\n" not in str(caught.value) and "1 shard" in str(caught.value)
 
 

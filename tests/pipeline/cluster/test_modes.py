@@ -1,7 +1,6 @@
 import pytest
 
 from pipeline.cluster.modes import (
-    ArrayShare,
     InProcess,
     LocalWorkers,
     RunningCluster,
@@ -13,6 +12,7 @@ from pipeline.cluster.modes import (
     slurm_memory,
     threads_per_worker,
 )
+from pipeline.cluster.tasks import TaskQueue
 from pipeline.utils.errors import InputError
 from pipeline.utils.progress import Progress
 
@@ -67,50 +67,11 @@ def test_jobs_with_a_gpu(mode, has_gpu):
     assert requests_gpu(mode) == has_gpu
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 9])
-def test_array_shares_partition_the_items(count):
-    shares = [ArrayShare(index, count).select(range(7)) for index in range(count)]
-    assert sorted(item for share in shares for item in share) == list(range(7))
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
-
-
-# The last number has more digits than Python converts.
-@pytest.mark.parametrize(
-    "text", ["", "3", "1/1", "-1/2", "0/0", "a/2", "1/2/3", "0.5/2", "0/" + 5000 * "9"]
-)
-def test_array_shares_are_i_of_n(text):
-    assert ArrayShare.parse("3/8") == ArrayShare(3, 8)
-    with pytest.raises(InputError, match="--array: expected I/N with I from 0 to N-1, found"):
-        ArrayShare.parse(text)
-
-
-@pytest.mark.parametrize(
-    ("variables", "expected"),
-    [
-        ("ID=0 MIN=0 COUNT=1", ArrayShare(0, 1)),
-        ("ID=2 MIN=0 COUNT=8 STEP=1", ArrayShare(2, 8)),
-        ("ID=5 MIN=3 COUNT=4 STEP=1", ArrayShare(2, 4)),
-        ("ID=14 MIN=10 COUNT=4 STEP=2", ArrayShare(2, 4)),
-        ("", "--array: expected"),
-        ("ID=1 MIN=0", "--array: expected"),
-        ("ID=x MIN=0 COUNT=2", "--array: expected"),
-        ("ID=7 MIN=1 COUNT=3 STEP=1", "found job 7 of 3 from 1 on"),
-        ("ID=4 MIN=1 COUNT=3 STEP=2", "found job 4 of 3 from 1 on"),
-    ],
-)
-def test_array_share_from_slurm(variables, expected):
-    environment = dict(f"SLURM_ARRAY_TASK_{word}".split("=") for word in variables.split())
-    if isinstance(expected, ArrayShare):
-        assert ArrayShare.from_slurm(environment) == expected
-    else:
-        with pytest.raises(InputError, match=expected):
-            ArrayShare.from_slurm(environment)
-
-
 @pytest.mark.parametrize("mode", [InProcess(), LocalWorkers(2)])
 def test_no_tasks(mode, tmp_path):
     with Progress(0, "no tasks") as progress:
-        assert run_tasks([], print, mode, WorkerSettings(tmp_path, "job"), progress) == []
+        queue = TaskQueue([], bool)
+        assert run_tasks(queue, print, mode, WorkerSettings(tmp_path, "job"), progress) == []
 
 
 def test_tasks_in_this_process(tmp_path, capsys):
@@ -120,8 +81,8 @@ def test_tasks_in_this_process(tmp_path, capsys):
         return task.upper()
 
     with Progress(5, "tasks", "images") as progress:
-        settings = WorkerSettings(tmp_path, "job")
-        assert run_tasks(["ab", "cde"], make, InProcess(), settings, progress) == ["AB", "CDE"]
+        settings, queue = WorkerSettings(tmp_path, "job"), TaskQueue(["ab", "cde"], str.isupper)
+        assert run_tasks(queue, make, InProcess(), settings, progress) == ["AB", "CDE"]
     assert "5/5 [" in capsys.readouterr().err
 
 

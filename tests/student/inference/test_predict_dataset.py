@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from evaluation.predictions import read_predictions
-from pipeline.cluster.modes import ArrayShare
+from pipeline.cluster.tasks import ArrayShare
 from pipeline.datasets.dataset import open_dataset
 from pipeline.utils.errors import InputError
 from student.inference.detector import Detector
@@ -90,7 +90,7 @@ def test_jobs_of_an_array(predict, predicted, tmp_path, messages):
     alone = predict(images_per_shard=2)
     whole = (out / "predictions.json").read_bytes()
     shutil.rmtree(out)
-    assert predict(images_per_shard=2, share=ArrayShare(0, 2)) is None
+    assert predict(images_per_shard=2, share=ArrayShare(0, 2, own_only=True)) is None
     assert not (out / "predictions.json").exists()
     assert "missing" in messages[-1]
     for _ in range(2):
@@ -105,7 +105,7 @@ def test_jobs_of_an_array(predict, predicted, tmp_path, messages):
 
 
 def test_a_damaged_line_is_named(predict, tmp_path):
-    predict(images_per_shard=2, share=ArrayShare(0, 2))
+    predict(images_per_shard=2, share=ArrayShare(0, 2, own_only=True))
     path = tmp_path / "out/predictions.partial/shards/00000.jsonl"
     path.write_bytes(b"{}\n" + path.read_bytes().split(b"\n", 1)[1])
     with pytest.raises(InputError, match=r"00000\.jsonl: line 1: "):

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.cluster.modes import ArrayShare
+from pipeline.cluster.tasks import ArrayShare
 from pipeline.utils.errors import InputError
 from student.inference import predict_shards as module
 from student.inference.detector import DetectorSource
@@ -156,11 +157,11 @@ def test_damaged_shards_are_made_again(damage, predict, predicted, tmp_path, mes
 
 
 def test_damaged_shards_of_other_jobs_are_missing(predict, tmp_path, messages):
-    predict(share=ArrayShare(0, 2))
+    predict(share=ArrayShare(0, 2, own_only=True))
     (tmp_path / "out/shards/00002.jsonl").write_bytes(b"")
-    predict(share=ArrayShare(1, 2))
+    predict(share=ArrayShare(1, 2, own_only=True))
     assert "missing: 1 shard of other jobs, first 00002" in messages[-1]
-    predict(share=ArrayShare(0, 1))
+    predict(share=ArrayShare(1, 2))
     assert len(rows(tmp_path / "out")) == NUM_IMAGES
 
 
@@ -267,13 +268,48 @@ def test_jobs_of_an_array(predict, predicted, tmp_path, messages):
     predict(out="whole")
     predicted.clear()
     for index in (2, 0):
-        predict(share=ArrayShare(index, 3))
+        predict(share=ArrayShare(index, 3, own_only=True))
         assert not (tmp_path / "out/index.json").exists()
     assert "1 shard of other jobs" in messages[-1] and "00001.jsonl" in messages[-1]
-    predict(share=ArrayShare(7, 8))
+    predict(share=ArrayShare(7, 8, own_only=True))
     assert any("this job has no shards" in line for line in messages)
-    predict(share=ArrayShare(1, 3))
+    predict(share=ArrayShare(1, 3, own_only=True))
     assert sorted(predicted) == [f"{number}.png" for number in range(NUM_IMAGES)]
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_job_makes_the_missing_shards_of_other_jobs(predict, predicted, tmp_path, messages):
+    """And the results, unless a job that comes later has nothing to do."""
+    predict(out="whole")
+    predicted.clear()
+    predict(share=ArrayShare(2, 3))
+    assert sorted(predicted) == [f"{number}.png" for number in range(NUM_IMAGES)]
+    assert any("made 4 shards, 3 of them of other jobs; 0 were" in line for line in messages)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    predicted.clear()
+    predict(share=ArrayShare(0, 3))
+    assert not predicted and contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_shard_that_another_job_finished_meanwhile_is_not_written(
+    predict, toy_detector, tmp_path, messages, monkeypatch
+):
+    predict(out="whole")
+    other = tmp_path / "whole/shards/00001.jsonl"
+    result = type(toy_detector).result
+
+    def finish_and_return(detector, *args):
+        target = tmp_path / "out/shards/00001.jsonl"
+        if not target.exists():
+            os.link(other, target)
+        return result(detector, *args)
+
+    monkeypatch.setattr(type(toy_detector), "result", finish_and_return)
+    (tmp_path / "out/shards").mkdir(parents=True)
+    shutil.copy(tmp_path / "whole/plan.json", tmp_path / "out")
+    predict(share=ArrayShare(1, 4))
+    assert (tmp_path / "out/shards/00001.jsonl").samefile(other)
+    assert any("made 4 shards, 3 of them of other jobs; 1 were" in line for line in messages)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
@@ -281,7 +317,7 @@ def test_a_worker_with_another_detector(predict, toy_checkpoint, published_check
     """The file behind a path may be another one on another machine."""
     tasks = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "run_tasks", lambda given, *_: tasks.extend(given) or [])
+        patch.setattr(module, "run_tasks", lambda queue, *_: tasks.extend(queue.tasks) or [])
         predict(source=DetectorSource(toy_checkpoint, "cpu"), share=ArrayShare(0, 9))
     task = tasks[0].absolute()
     assert task.folder.is_absolute() and len(task) == 2

@@ -8,11 +8,11 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from pipeline.cluster.modes import ArrayShare
+from pipeline.cluster.modes import LocalWorkers
+from pipeline.cluster.tasks import ArrayShare
 from pipeline.utils.errors import InputError
 from teacher_cache.build import build_cache
 from teacher_cache.reader.format import MANIFEST, SHARDS
-from teacher_cache.writer.manifest import write_manifest
 from teacher_cache.writer.plan import read_plan
 
 TIMEOUT = 120
@@ -31,11 +31,28 @@ build.make_shard = make_and_suspend
 """
 
 
-def test_jobs_one_after_the_other(
+@pytest.mark.parametrize("mode", [None, pytest.param(LocalWorkers(2), marks=pytest.mark.slow)])
+def test_a_job_alone_makes_all_shards(
+    build_config, shared_dataset, reference_cache, contents, messages, capsys, mode
+):
+    config = build_config(shared_dataset, images_per_shard=1, mode=mode)
+    messages.clear()
+    build_cache(replace(config, share=ArrayShare(1, 3)))
+    assert "making 5 shards of other jobs" in messages[0]
+    assert "made 7 shards, 5 of them of other jobs; 0 were" in messages[-1]
+    captured = capsys.readouterr()
+    assert "7 images" in captured.out and "7/7 [" in captured.err
+    build_cache(replace(config, share=ArrayShare(0, 3)))
+    assert "nothing to do" in messages[-1]
+    if mode is None:
+        assert contents(config.out) == contents(reference_cache)
+
+
+def test_jobs_that_make_their_own_shards_only(
     build_config, shared_dataset, reference_cache, contents, messages, capsys
 ):
     config = build_config(shared_dataset, images_per_shard=1)
-    shares = [replace(config, share=ArrayShare(index, 3)) for index in range(3)]
+    shares = [replace(config, share=ArrayShare(index, 3, own_only=True)) for index in range(3)]
     messages.clear()
     for number in (2, 0):
         build_cache(shares[number])
@@ -56,7 +73,7 @@ def test_a_job_of_more_than_there_are_shards_and_an_ordinary_build(
 ):
     config = build_config(shared_dataset, images_per_shard=1)
     for index in (1, 8):
-        build_cache(replace(config, share=ArrayShare(index, 9)))
+        build_cache(replace(config, share=ArrayShare(index, 9, own_only=True)))
     build_cache(config)
     assert contents(config.out) == contents(reference_cache)
 
@@ -75,10 +92,6 @@ def test_a_killed_job_of_those_that_run_at_the_same_time(
     for job in jobs:
         job.join()
     assert jobs[0].exitcode == jobs[2].exitcode == 0
-    assert set(write_manifest(config.out).missing) <= {"00004.h5"}
-    again = start(replace(config, share=ArrayShare(0, 1)))
-    again.join()
-    assert again.exitcode == 0
     assert contents(config.out) == contents(reference_cache)
 
 
@@ -100,7 +113,10 @@ def test_jobs_of_other_settings_are_refused(build_config, shared_dataset, start)
     assert (config.out / MANIFEST).exists()
 
 
-def test_a_job_and_an_ordinary_build_refuse_each_other(build_config, shared_dataset, start):
+def test_a_job_that_never_ends_its_shard_holds_nobody_up(
+    build_config, shared_dataset, reference_cache, start, contents, messages
+):
+    """And an ordinary build refuses to work beside it."""
     config = build_config(shared_dataset, images_per_shard=1)
     job = start(replace(config, share=ArrayShare(0, 2)), preamble=SUSPEND_AFTER_FIRST_SHARD)
     deadline = time.monotonic() + TIMEOUT
@@ -110,6 +126,11 @@ def test_a_job_and_an_ordinary_build_refuse_each_other(build_config, shared_data
     with pytest.raises(InputError, match=f"a job of an array .host .*, process {job.pid}, "):
         build_cache(config)
     build_cache(replace(config, share=ArrayShare(1, 2)))
+    assert "made 6 shards, 3 of them of other jobs" in messages[-1]
+    finished = contents(config.out)
+    assert finished == contents(reference_cache)
+    times = [path.stat().st_mtime_ns for path in sorted(config.out.rglob("*.*"))]
     os.kill(job.pid, signal.SIGCONT)
     job.join()
-    assert job.exitcode == 0
+    assert job.exitcode == 0 and contents(config.out) == finished
+    assert [path.stat().st_mtime_ns for path in sorted(config.out.rglob("*.*"))] == times

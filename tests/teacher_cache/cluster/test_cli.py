@@ -1,13 +1,9 @@
 import pytest
 from commands import run_command
 
-from pipeline.cluster.modes import (
-    ArrayShare,
-    InProcess,
-    LocalWorkers,
-    RunningCluster,
-    SlurmJobs,
-)
+from pipeline.cluster import cli_options
+from pipeline.cluster.modes import InProcess, LocalWorkers, RunningCluster, SlurmJobs
+from pipeline.cluster.tasks import ArrayShare
 from teacher_cache import build as builder
 from teacher_cache.cli import main
 
@@ -50,6 +46,7 @@ LINES = {"prologue": ("one", "two"), "directives": ("--exclusive",)}
         ("--array 1/4 --workers 2", LocalWorkers(2), ArrayShare(1, 4), None),
         ("--array --strict", None, ArrayShare(2, 8), None),
         ("--array slurm", None, ArrayShare(2, 8), None),
+        ("--array 1/4 --own-shards", None, ArrayShare(1, 4, own_only=True), None),
         ("--slurm", SlurmJobs(), None, None),
         ("--slurm --cores none --memory None --walltime none", NO_LIMITS, None, None),
         (
@@ -64,8 +61,11 @@ LINES = {"prologue": ("one", "two"), "directives": ("--exclusive",)}
 def test_modes(run, configured, monkeypatch, options, mode, share, threads):
     for name, value in (("ID", "2"), ("MIN", "0"), ("COUNT", "8")):
         monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
+    delays = []
+    monkeypatch.setattr(cli_options.time, "sleep", delays.append)
     assert run(*options.split()).returncode == 0
     (config,) = configured
+    assert delays == ([] if share is None else [share.start_delay()])
     assert (config.mode, config.share, config.threads) == (mode, share, threads)
 
 
@@ -78,6 +78,7 @@ def test_modes(run, configured, monkeypatch, options, mode, share, threads):
         ("--array 2/2", "--array: expected I/N with I from 0 to N-1, found 2/2"),
         ("--array", "--array: expected I/N or a job of a SLURM array"),
         ("--queue gpu", "--queue: expected together with --slurm, found alone"),
+        ("--own-shards", "--own-shards: expected together with --array, found alone"),
         ("--directive x", "--directive: expected together with --slurm"),
         ("--dry-run", "--dry-run: expected together with --slurm"),
         ("--slurm --walltime 4h", "--walltime: expected SLURM's form"),

@@ -103,15 +103,14 @@ def test_an_array_one_of_whose_jobs_is_cancelled(
     slurm("scancel", f"{array}_2")
     states = [slurm.end(f"{array}_{number}") for number in (1, 2, 3)]
     assert states == ["COMPLETED", "CANCELLED", "COMPLETED"]
-    assert not (out / MANIFEST).exists()
-    missing = sorted({path.name for path in (reference / SHARDS).iterdir()} - set(shards(out)))
-    assert missing and all(int(name[:5]) % 3 == 1 for name in missing)
-    result = subprocess.run(["eoid-cache", "verify", out], capture_output=True, text=True)
-    assert result.returncode == 2 and missing[0] in result.stdout + result.stderr
+    # The other jobs have made its shards.
+    assert contents(out) == contents(reference)
+    subprocess.run(["eoid-cache", "verify", out], check=True)
+    (out / MANIFEST).unlink()
+    (out / SHARDS / "00000.h5").unlink()
     again = slurm.submit("--array=2", *resources, *job)
     assert slurm.end(f"{again}_2") == "COMPLETED"
     assert contents(out) == contents(reference)
-    subprocess.run(["eoid-cache", "verify", out], check=True)
 
 
 def test_a_job_near_its_time_limit_is_requeued_and_resumes(

@@ -12,7 +12,8 @@ import pytest
 
 from pipeline.cluster import lock
 from pipeline.cluster.lock import RECORDS
-from pipeline.cluster.modes import ArrayShare, LocalWorkers
+from pipeline.cluster.modes import LocalWorkers
+from pipeline.cluster.tasks import ArrayShare
 from teacher_cache.analysis.status import StatusReader
 from teacher_cache.build import build_cache
 from teacher_cache.reader.format import SHARDS

@@ -1,3 +1,4 @@
+import os
 import pickle
 import shutil
 from dataclasses import replace
@@ -17,7 +18,7 @@ def tasks(dataset, build_config, finished, monkeypatch):
     """The tasks of a build that has claimed its folder and made no shard."""
     tasks = []
     monkeypatch.setattr(
-        "teacher_cache.build.run_tasks", lambda new_tasks, *_: tasks.extend(new_tasks) or []
+        "teacher_cache.build.run_tasks", lambda queue, *_: tasks.extend(queue.tasks) or []
     )
     config = build_config(dataset)
     shutil.copytree(finished, config.out)
@@ -47,6 +48,20 @@ def test_a_finished_shard_is_not_made_again(tasks, monkeypatch):
     counts = []
     assert make_shard(tasks[0], counts.append) == record
     assert counts == [3]
+
+
+def test_a_shard_that_another_job_finished_meanwhile_is_not_written(tasks, finished, monkeypatch):
+    extract = task_module.extract
+    other = finished / SHARDS / "00000.h5"
+
+    def finish_and_extract(*args):
+        os.link(other, tasks[0].path)
+        return extract(*args)
+
+    monkeypatch.setattr(task_module, "extract", finish_and_extract)
+    record = make_shard(tasks[0])
+    assert record.repeated and record.name == "00000.h5"
+    assert tasks[0].path.samefile(other)
 
 
 def with_settings(config, **changes):
