@@ -178,13 +178,13 @@ class TaskQueue(Generic[TaskType]):
         self._others = self._missing(known)
         progress.update(self._count(self._taken.intersection(known).difference(self._others)))
         if self._others:
-            place = (2 * self._share.index + 1) * len(self._others) // (2 * self._share.count)
-            row = self._others.pop(place)
             if not self._taken:
                 logger.info(
-                    f"this job's share is finished; making {count_noun(len(known), 'shards')} of"
-                    " other jobs that are still missing"
+                    "this job's share is finished; making"
+                    f" {count_noun(len(self._others), 'shards')} of other jobs that are missing"
                 )
+            place = (2 * self._share.index + 1) * len(self._others) // (2 * self._share.count)
+            row = self._others.pop(place)
             if row not in self._taken:
                 self._taken.add(row)
                 progress.extend(len(self.tasks[row]))
