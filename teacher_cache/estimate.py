@@ -58,10 +58,12 @@ LOADING, READING, DETECTOR, TEACHER = "loading", "reading", "detector", "teacher
 
 
 class Total(msgspec.Struct, frozen=True):
-    """A number of all images, with its standard error; 0 if it was counted."""
+    """A number of all images, counted in all of them or extrapolated from the sample, then with
+    its standard error; None if that is a single image."""
 
     count: int
-    standard_error: int
+    is_counted: bool
+    standard_error: int | None = None
 
 
 class Estimate(msgspec.Struct, frozen=True):
@@ -151,8 +153,9 @@ def estimate_build(config: BuildConfig, jobs: int = 1, sample: int = SAMPLE_SIZE
         raise InputError(f"{config.dataset}: expected images that can be read, found {found}")
     counts = np.array([(len(one.pairs), len(one.region_boxes)) for one in outputs])
     if inputs.detector is None:
-        known = [_count(task, data.vocabulary, extraction) for task in _track(tasks)]
-        pairs, regions = (Total(int(count), 0) for count in np.sum(known, axis=0))
+        tracked = track(tasks, len(tasks), "Counting pairs", "images", brief=True)
+        known = [_count(task, data.vocabulary, extraction) for task in tracked]
+        pairs, regions = (Total(int(count), True) for count in np.sum(known, axis=0))
     else:
         # Images that cannot be read have no pairs.
         padded = np.concatenate([counts, np.zeros((len(failed), 2), counts.dtype)])
@@ -198,10 +201,6 @@ def _describe(device: torch.device) -> str:
     return count_noun(torch.get_num_threads(), "threads")
 
 
-def _track(tasks: Sequence[ImageTask]) -> Iterable[ImageTask]:
-    return track(tasks, len(tasks), "Counting pairs", "images", brief=True)
-
-
 def _count(
     task: ImageTask, vocabulary: Vocabulary, extraction: ExtractionConfig
 ) -> tuple[int, int]:
@@ -213,10 +212,11 @@ def _count(
 
 def _extrapolate(counts: np.ndarray, total: int) -> Total:
     """The sum over `total` images of which (n,) counts are a sample."""
-    n = len(counts)
-    deviation = counts.std(ddof=1) if n > 1 else 0
-    error = total * deviation / math.sqrt(n) * math.sqrt(1 - n / total)
-    return Total(round(counts.mean() * total), round(error))
+    n, count = len(counts), round(counts.mean() * total)
+    if n == total or n == 1:
+        return Total(count, n == total)
+    error = total * counts.std(ddof=1) / math.sqrt(n) * math.sqrt(1 - n / total)
+    return Total(count, False, round(error))
 
 
 def _shard_bytes(
@@ -345,7 +345,9 @@ def format_estimate(estimate: Estimate) -> list[str]:
     """Lines of a table of an estimate."""
     rows = [("images", f"{estimate.images:,}", "")]
     for name, total in (("pairs", estimate.pairs), ("regions", estimate.regions)):
-        note = f"± {total.standard_error:,}" if total.standard_error else "counted"
+        note = "counted" if total.is_counted else "from one image"
+        if total.standard_error is not None:
+            note = f"± {total.standard_error:,}"
         rows.append((name, f"{total.count:,}", note))
     rows += [
         ("shards", f"{estimate.shards:,}", f"of {estimate.images_per_shard} images"),

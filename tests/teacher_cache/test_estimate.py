@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import partial
 
 import msgspec
+import numpy as np
 import pytest
 from commands import run_command
 
@@ -62,7 +63,7 @@ def test_an_estimate_and_the_build(shared_dataset, build_config, tmp_path, chang
     build_cache(config)
     counts = read_manifest(config.out)["counts"]
     for name in ("pairs", "regions"):
-        assert getattr(estimate, name) == Total(counts[name], 0)
+        assert getattr(estimate, name) == Total(counts[name], True)
     images = counts["images"]
     assert (estimate.images, estimate.sample, estimate.shards) == (images, images, counts["shards"])
     assert estimate.bytes == pytest.approx(size_of(config.out), rel=0.05)
@@ -70,7 +71,8 @@ def test_an_estimate_and_the_build(shared_dataset, build_config, tmp_path, chang
     again = estimate_build(config, sample=3)
     assert again.sample == 3 and again.images == images
     assert (again.pairs == estimate.pairs) == is_counted
-    assert bool(again.pairs.standard_error) == (not is_counted)
+    assert again.pairs.is_counted == is_counted
+    assert (again.pairs.standard_error is None) == is_counted
     assert again.bytes == pytest.approx(size_of(config.out), rel=0.2)
 
 
@@ -83,6 +85,20 @@ def test_bytes_of_an_estimate_from_half_of_the_images(shared_dataset, build_conf
     cache = open_cache(config.out)
     pairs = sum(len(cache[image].pairs) for image in cache.image_ids)
     assert abs(estimate.pairs.count - pairs) <= 4 * estimate.pairs.standard_error
+
+
+@pytest.mark.parametrize(
+    ("counts", "total", "expected"),
+    [
+        ([3, 5, 7, 9], 4, Total(24, True)),
+        ([3, 5, 7, 9], 40, Total(240, False, 49)),
+        ([0, 0], 40, Total(0, False, 0)),
+        ([3], 40, Total(120, False)),
+        ([3], 1, Total(3, True)),
+    ],
+)
+def test_extrapolation(counts, total, expected):
+    assert estimate_module._extrapolate(np.array(counts), total) == expected
 
 
 def test_nothing_is_written(dataset, tmp_path, monkeypatch):
@@ -105,7 +121,11 @@ def test_nothing_is_written(dataset, tmp_path, monkeypatch):
     assert names[:5] == ["images", "pairs", "regions", "shards", "cache"]
     assert names[5:] == ["loading", "reading", "detector", "teacher", "in", "3"]
     assert "at most 2 of 4 shards each" in done.stdout
-    assert "Measured on 7 images" in lines[-1] and "extrapolated" not in done.stdout
+    assert (
+        "counted" in lines[2]
+        and "Measured on 7 images" in lines[-1]
+        and "extrapolated" not in done.stdout
+    )
 
 
 def test_the_command_line_of_a_build_is_one_of_a_plan(shared_dataset, tmp_path):

@@ -70,7 +70,11 @@ def test_an_estimate(cache, build, shared_dataset):
     done = run("plan", shared_dataset, *words, *TEACHER, *SETTINGS)
     assert done.returncode == 0, done.stderr
     estimate, counts = json.loads(done.stdout), open_cache(cache).manifest["counts"]
-    assert estimate["pairs"] == {"count": counts["pairs"], "standard_error": 0}
+    assert estimate["pairs"] == {
+        "count": counts["pairs"],
+        "is_counted": True,
+        "standard_error": None,
+    }
     assert estimate["hours"]["teacher"] > 0
 
 
