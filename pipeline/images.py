@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import stat
+import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path, PosixPath
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -64,6 +67,22 @@ READ_THREADS = 16
 MAX_PIXELS = 2 * 89_478_485
 # Entries of `Image.info` from which PIL takes the EXIF orientation.
 EXIF_INFO = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
+# Errors that may pass: of a server, a network or a disk, or for lack of memory or file handles. The
+# number decides, because PIL raises OSErrors too; those of damaged images have no number, or EINVAL
+# where a damaged offset is sought. Missing files and permissions, which have other numbers, do not
+# change within seconds. Some systems lack some of the numbers.
+TRANSIENT_ERRORS = frozenset(
+    getattr(errno, name)
+    for name in (
+        *("EIO", "EREMOTEIO", "ESTALE", "ETIMEDOUT", "EAGAIN", "EBUSY", "EINTR", "ENOLCK"),
+        *("ENETDOWN", "ENETUNREACH", "ENETRESET", "EHOSTDOWN", "EHOSTUNREACH"),
+        *("ECONNABORTED", "ECONNREFUSED", "ECONNRESET", "ENOTCONN", "ESHUTDOWN", "ECOMM"),
+        *("EPROTO", "EKEYEXPIRED", "ENOMEM", "ENFILE", "EMFILE"),
+    )
+    if hasattr(errno, name)
+)
+# Seconds before the second and the third try to read an image.
+RETRY_PAUSES = (1.0, 4.0)
 # Users cannot act on these warnings: an image is large, or its EXIF block is damaged, which does
 # not affect the pixels.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -83,10 +102,33 @@ def unread_images(paths: Iterable[Path]) -> tuple[list[Path], str]:
     return found, f"image files in formats that are not supported (skipped: {counts})"
 
 
+class TransientReadError(InputError):
+    """An image could not be read because of an error that may pass, at three tries."""
+
+
+Params = ParamSpec("Params")
+Result = TypeVar("Result")
+
+
+def _retry(read: Callable[Params, Result]) -> Callable[Params, Result]:
+    """Lets a function that reads an image try again, twice, after errors that may pass."""
+
+    @wraps(read)
+    def read_again(*args: Params.args, **kwargs: Params.kwargs) -> Result:
+        for pause in RETRY_PAUSES:
+            with suppress(TransientReadError):
+                return read(*args, **kwargs)
+            time.sleep(pause)
+        return read(*args, **kwargs)
+
+    return read_again
+
+
 class IgnoreExifPath(PosixPath):
     """Path of an image, or of a folder of images, whose EXIF orientation is not applied."""
 
 
+@_retry
 def read_image(path: Path | str) -> Image.Image:
     """Reads an image as 8-bit RGB, with its EXIF orientation applied.
 
@@ -99,7 +141,7 @@ def read_image(path: Path | str) -> Image.Image:
 
     Raises:
         InputError: the file is missing, truncated or not an image, or has more than `MAX_PIXELS`
-            pixels.
+            pixels; a `TransientReadError` if it could not be read for another reason.
     """
     with _open_image(path) as image:
         return to_upright_rgb(image, apply_exif=not isinstance(path, IgnoreExifPath))
@@ -149,6 +191,7 @@ class ImageHeader:
         return (height, width) if self.is_transposed else (width, height)
 
 
+@_retry
 def read_header(path: Path | str, decode: bool = False) -> ImageHeader:
     """Reads the header of an image file; an `IgnoreExifPath` has orientation 1.
 
@@ -229,5 +272,10 @@ def _open_image(path: Path | str) -> Iterator[Image.Image]:
         raise
     # PIL's decoders raise all kinds of errors on damaged bytes.
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in TRANSIENT_ERRORS:
+            tries = len(RETRY_PAUSES) + 1
+            raise TransientReadError(
+                f"{path}: cannot be read ({error.strerror}, {tries} tries)"
+            ) from None
         found = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{path}: expected a whole image, found {found}") from None

@@ -55,8 +55,9 @@ from teacher_cache.teachers.prompts import (
     prompt_classes,
 )
 from teacher_cache.teachers.text_image import TextImageTeacher
-from teacher_cache.writer.manifest import CacheStatus, write_manifest
+from teacher_cache.writer.manifest import write_manifest
 from teacher_cache.writer.plan import BuildPlan, check_folder, claim_folder
+from teacher_cache.writer.reuse import check_reusable, reuse_shards
 from teacher_cache.writer.settings import to_settings
 from teacher_cache.writer.shard import is_finished_shard, read_shard_record, write_teacher_file
 
@@ -87,6 +88,8 @@ class BuildConfig:
             this process otherwise.
         share: this job's share of the shards, in a job array; None for all of them.
         threads: number of torch CPU threads per process; None for the mode's default.
+        retry_failed: a finished cache of the same settings, of which the shards without failed
+            images are taken.
     """
 
     dataset: Path
@@ -112,6 +115,7 @@ class BuildConfig:
     teacher: str = DEFAULT_TEACHER
     teacher_settings: tuple[str, ...] = ()
     sentences: Path | None = None
+    retry_failed: Path | None = None
 
 
 def build_cache(config: BuildConfig) -> None:
@@ -142,6 +146,8 @@ def build_cache(config: BuildConfig) -> None:
         logger.warning(line)
     if line := indistinguishable_actions(data.vocabulary.interaction_names, text):
         logger.warning(line)
+    if config.retry_failed is not None:
+        check_reusable(config.retry_failed, config.out, plan)
     if check_folder(config.out, plan):
         logger.info(f"{config.out}: was finished before; nothing to do")
         return
@@ -158,6 +164,8 @@ def build_cache(config: BuildConfig) -> None:
         if claim_folder(config.out, plan, shared):
             logger.info(f"{config.out}: was finished before; nothing to do")
             return
+        if config.retry_failed is not None:
+            reuse_shards(config.retry_failed, config.out, plan)
         if not _has_prompts(config.out, plan):
             write_teacher_file(config.out / TEACHER, plan.fingerprint, text)
         settings = WorkerSettings(config.out, JOB_NAME, inputs_config.threads, inputs_config.device)
@@ -242,7 +250,7 @@ def _build_shards(
         if config.share is not None and (config.out / MANIFEST).is_file():
             logger.info(f"{config.out}: was finished by another job")
         else:
-            _report_status(config.out, write_manifest(config.out, records))
+            write_manifest(config.out, records).report(config.out)
     finally:
         lock.remove_temporary_files()
 
@@ -328,32 +336,6 @@ def _check_no_failures(finished: Iterable[ShardTask]) -> None:
             raise InputError(f"{task.path}: lacks {image}: {reason}")
 
 
-def _report_status(folder: Path, status: CacheStatus) -> None:
-    counts, failed = status.counts, status.failed
-    if counts is None:
-        logger.info(
-            f"{folder}: missing {count_noun(len(status.missing), 'shards')} of other jobs; the last"
-            f" job completes the cache, or: eoid-cache verify {folder}"
-        )
-        return
-    print(
-        f"{folder}: "
-        + ", ".join(
-            count_noun(counts[name], name) for name in ("images", "pairs", "regions", "shards")
-        )
-    )
-    if counts["images"] and not counts["pairs"]:
-        logger.warning(
-            f"{folder}: no image has a human-object pair, so that a student learns nothing from"
-            " this cache; expected a detector that finds the dataset's people and objects"
-        )
-    for image, reason in list(failed.items())[:1]:
-        logger.warning(
-            f"{folder}: {count_noun(len(failed), 'images')} could not be read, first {image}:"
-            f" {reason}"
-        )
-
-
 def resolve_inputs_config(
     dataset: Dataset, config: BuildConfig, mode: ExecutionMode
 ) -> InputsConfig:
@@ -385,7 +367,8 @@ def resolve_config(
 
     A repair can then repeat the build, even if the defaults have changed.
     """
-    config = replace(config, threads=inputs_config.threads)
+    # A repair makes only what is missing, also without the older cache.
+    config = replace(config, threads=inputs_config.threads, retry_failed=None)
     if config.teacher == DEFAULT_TEACHER:
         settings = dict(inputs_config.teacher.settings)
         config = replace(

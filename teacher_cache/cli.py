@@ -70,6 +70,16 @@ def cache() -> None:
 @cloup.option_group(
     "Output",
     option("--out", required=True, type=PathType(), help="The cache folder."),
+    option(
+        "--retry-failed",
+        metavar="CACHE",
+        type=PathType(),
+        hidden=True,
+        help=(
+            "A finished cache of the same settings, which stays as it is: --out gets its shards, as"
+            " links, except those with images that could not be read; these are made again."
+        ),
+    ),
     images_per_shard_option,
 )
 @config_option

@@ -114,6 +114,7 @@ class Postponed:
     """Result of a task that was not done; `task` is to be done once no other task is left."""
 
     task: Any
+    reason: str = ""
 
 
 class TaskQueue(Generic[TaskType]):
@@ -201,6 +202,7 @@ class TaskQueue(Generic[TaskType]):
         if isinstance(result, Postponed):
             self.tasks[row] = result.task
             self._postponed.append(row)
+            logger.debug(f"{result.task.name}: is made later: {result.reason}")
             return False
         self.records.append(result)
         # Messages of worker processes do not reach this command's logger.

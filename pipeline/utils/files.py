@@ -7,6 +7,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -84,6 +85,22 @@ def _link_if_absent(temporary: Path, path: Path) -> None:
         # Some file systems do not support hard links.
         if not path.exists():
             os.replace(temporary, path)
+
+
+def link_or_copy(source: Path, path: Path) -> None:
+    """Gives a file a second name, as a hard link; copies it to another file system, or if there are
+    no hard links. Nothing happens if the name exists.
+
+    A linked file must never be written in place.
+    """
+    try:
+        # A symbolic link would be linked itself.
+        os.link(os.path.realpath(source), path)
+    except FileExistsError:
+        pass
+    except OSError:
+        with atomic_write(path, keep_existing=True) as temporary:
+            shutil.copyfile(source, temporary)
 
 
 def refuse_existing(path: Path | str, overwrite: bool) -> None:

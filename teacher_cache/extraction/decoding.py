@@ -88,7 +88,7 @@ def prefetch_images(
     """
 
     def decode(batch: list[int]) -> list[Future[Image.Image | InputError]]:
-        return [pool.submit(_try_read, image_tasks[index].path) for index in batch]
+        return [pool.submit(try_read, image_tasks[index].path) for index in batch]
 
     pending = [decode(batch) for batch in batches[:1]]
     for number, batch in enumerate(batches):
@@ -105,7 +105,8 @@ def prefetch_images(
         yield indices, images
 
 
-def _try_read(path: Path) -> Image.Image | InputError:
+def try_read(path: Path) -> Image.Image | InputError:
+    """Reads an image; gives the error for one that cannot be read."""
     try:
         return read_image(path)
     except InputError as error:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from pipeline.images import TransientReadError
 from pipeline.types import Pairs
 from pipeline.utils.devices import convert_out_of_memory
 from pipeline.utils.errors import InputError, bad_field
@@ -26,7 +27,12 @@ from teacher_cache.detectors.pairing import (
     concatenate_pairs,
     form_pairs,
 )
-from teacher_cache.extraction.decoding import ImageTask, prefetch_images, same_size_batches
+from teacher_cache.extraction.decoding import (
+    ImageTask,
+    prefetch_images,
+    same_size_batches,
+    try_read,
+)
 from teacher_cache.reader.format import TeacherOutputs
 from teacher_cache.teachers.base import Batch, CheckedScores, Teacher, TeacherImage
 from teacher_cache.teachers.regions import RegionMode, union_regions, whole_image_region
@@ -78,18 +84,30 @@ class _ImagePairs:
     region_boxes: np.ndarray
 
 
+class UnreadableNowError(InputError):
+    """An image cannot be read, but perhaps later."""
+
+
 def extract(
     image_tasks: Sequence[ImageTask],
     models: TeacherModels,
     config: ExtractionConfig,
     on_progress: Callable[[int], None],
+    last_try: bool = True,
 ) -> tuple[dict[str, TeacherOutputs], dict[str, str]]:
     """Computes the teacher's outputs for the images of a shard.
 
     Images are decoded one batch ahead, and the teacher may score one batch while the detector runs
     on the next. The images of a batch have equal sizes, so none of them is padded.
 
-    `on_progress` receives the number of images after each batch.
+    Without `last_try`, images that cannot be read end the extraction, if they may be readable
+    later: those without an intact header, which is noticed before the models run; those with a
+    `TransientReadError`; and those that turn out to be whole when they are read again at the end.
+
+    Args:
+        image_tasks, models, config: images, models and settings.
+        on_progress: receives the number of images after each batch.
+        last_try: whether images that cannot be read are left out.
 
     Returns:
         Image id -> outputs, in the order of the image tasks; and image id -> error, for images that
@@ -98,8 +116,9 @@ def extract(
     Raises:
         InputError: an image cannot be read and the configuration is strict; scores are not
             valid; or the batches exceed the GPU's memory.
+        UnreadableNowError: see above.
     """
-    teacher = models.teacher
+    teacher, last_try = models.teacher, last_try or config.strict
     # Index of an image that cannot be read -> error.
     reasons: dict[int, str] = {}
     image_pairs: list[_ImagePairs] = []
@@ -112,15 +131,22 @@ def extract(
         regions = "" if teacher.batch_size is None else f"batch size {teacher.batch_size} regions, "
         return f"{regions}detector batch size {detector_batch}"
 
+    def on_header_error(index: int, error: InputError) -> None:
+        if not last_try:
+            raise UnreadableNowError(str(error))
+        on_error(index, error)
+
     def on_error(index: int, error: InputError) -> None:
         if config.strict:
             raise error
+        if not last_try and isinstance(error, TransientReadError):
+            raise UnreadableNowError(str(error))
         # Without the path: a cache must not depend on the folder of its dataset.
         reasons[index] = str(error).removeprefix(f"{image_tasks[index].path}: ")
 
     def make_batches(decoders: ThreadPoolExecutor) -> Iterator[Batch]:
         nonlocal images
-        batches = same_size_batches(image_tasks, config.images_per_batch, on_error)
+        batches = same_size_batches(image_tasks, config.images_per_batch, on_header_error)
         for indices, images in prefetch_images(decoders, batches, image_tasks, on_error):
             if images:
                 tasks = [(index, image_tasks[index]) for index in indices]
@@ -138,6 +164,10 @@ def extract(
     num_decoders = min(torch.get_num_threads(), MAX_DECODERS)
     with convert_out_of_memory(describe_batches), ThreadPoolExecutor(num_decoders) as decoders:
         scores = list(teacher.score_batches(make_batches(decoders), models.vocabulary))
+    for index in () if last_try else reasons:
+        # A file may have been copied to its place, or read wrongly, in the meantime.
+        if not isinstance(try_read(image_tasks[index].path), InputError):
+            raise UnreadableNowError(f"{image_tasks[index].path}: {reasons[index]}")
     on_progress(len(reasons))
     outputs = _teacher_outputs(
         image_pairs, scores, image_tasks, models.vocabulary.num_verbs, config.embeddings

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.cluster.activity import announce
+from pipeline.cluster.tasks import Postponed
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import describe_changes
-from teacher_cache.extraction.extract import TeacherModels, extract
+from teacher_cache.extraction.extract import TeacherModels, UnreadableNowError, extract
 from teacher_cache.extraction.inputs import BuildInputs, InputsConfig, get_build_inputs
 from teacher_cache.reader.cache import read_teacher_file
 from teacher_cache.reader.format import SHARDS, TEACHER, shard_name
@@ -26,6 +27,8 @@ from teacher_cache.writer.shard import (
 class ShardTask:
     """Shard `number` of a cache folder, with images `first` to `end` - 1 of the annotation file.
 
+    On the `last_try`, images that cannot be read are left out of the shard.
+
     It contains no images and models, so that thousands of tasks stay small; the process that makes
     the shard loads them from `inputs_config`.
     """
@@ -36,6 +39,7 @@ class ShardTask:
     first: int
     end: int
     inputs_config: InputsConfig
+    last_try: bool = False
 
     @property
     def path(self) -> Path:
@@ -54,8 +58,13 @@ class ShardTask:
         return replace(self, folder=self.folder.absolute(), inputs_config=inputs_config)
 
 
-def make_shard(task: ShardTask, on_progress: Callable[[int], None] | None = None) -> ShardRecord:
+def make_shard(
+    task: ShardTask, on_progress: Callable[[int], None] | None = None
+) -> ShardRecord | Postponed:
     """Runs the teacher on the shard's images and writes the outputs, unless the shard exists.
+
+    A shard is never written again, so one with an image that may be readable later is `Postponed`.
+    It is made as a whole then, because the outputs of an image depend, by rounding, on its batch.
 
     Raises:
         InputError: an image cannot be read and the build is strict, a model cannot be loaded, or
@@ -74,13 +83,21 @@ def make_shard(task: ShardTask, on_progress: Callable[[int], None] | None = None
     models = TeacherModels(inputs.detector, inputs.teacher, vocabulary)
     image_tasks = inputs.data.image_tasks[task.first : task.end]
     with announce(task.folder, f"{SHARDS}/{task.path.name}", len(task)) as count:
+        done = 0
 
         def report(images: int) -> None:
+            nonlocal done
+            done += images
             count(images)
             if on_progress is not None:
                 on_progress(images)
 
-        outputs, failed = extract(image_tasks, models, task.inputs_config.extraction, report)
+        extraction = task.inputs_config.extraction
+        try:
+            outputs, failed = extract(image_tasks, models, extraction, report, task.last_try)
+        except UnreadableNowError as error:
+            report(-done)
+            return Postponed(replace(task, last_try=True), str(error))
     # Another job may have finished the shard meanwhile, and finished shards never change.
     repeated = is_finished_shard(task.path, task.fingerprint)
     if not repeated:

@@ -7,12 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.utils.files import sha256_of_file
+from pipeline.utils.logging import get_logger
 from pipeline.utils.schema import Positive, convert
+from pipeline.utils.text import count_noun
 from teacher_cache.reader.cache import read_teacher_file
 from teacher_cache.reader.format import FORMAT_VERSION, MANIFEST, PLAN, SHARDS, TEACHER, shard_name
 from teacher_cache.writer.checksum import write_checksummed_json
 from teacher_cache.writer.plan import read_plan
 from teacher_cache.writer.shard import ShardRecord, is_finished_shard, read_shard_record
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,32 @@ class CacheStatus:
     missing: tuple[str, ...]
     counts: dict[str, int] | None = None
     failed: dict[str, str] = field(default_factory=dict)
+
+    def report(self, folder: Path) -> None:
+        """Prints the totals of a finished cache; logs missing shards, or what is wrong with it."""
+        counts, failed = self.counts, self.failed
+        if counts is None:
+            logger.info(
+                f"{folder}: missing {count_noun(len(self.missing), 'shards')} of other jobs; the"
+                f" last job completes the cache, or: eoid-cache verify {folder}"
+            )
+            return
+        print(
+            f"{folder}: "
+            + ", ".join(
+                count_noun(counts[name], name) for name in ("images", "pairs", "regions", "shards")
+            )
+        )
+        if counts["images"] and not counts["pairs"]:
+            logger.warning(
+                f"{folder}: no image has a human-object pair, so that a student learns nothing from"
+                " this cache; expected a detector that finds the dataset's people and objects"
+            )
+        for image, reason in list(failed.items())[:1]:
+            logger.warning(
+                f"{folder}: {count_noun(len(failed), 'images')} could not be read, first {image}:"
+                f" {reason} (another try: --retry-failed {folder} and a new --out)"
+            )
 
 
 def planned_shards(folder: Path) -> list[str]:

@@ -134,11 +134,15 @@ def is_new_folder(folder: Path) -> bool:
 
 
 def _check_same_settings(folder: Path, stored: dict[str, Any], plan: BuildPlan) -> None:
-    changes = describe_changes(
-        {**displayed_parts(stored["parts"]), **stored.get("layout", {})},
-        {**displayed_parts(plan.parts), **plan.layout},
-    )
-    if changes:
+    if changes := describe_settings(stored, plan):
         raise InputError(
             f"{folder}: holds a cache of other settings ({changes}); give --out a new folder"
         )
+
+
+def describe_settings(stored: dict[str, Any], plan: BuildPlan) -> str:
+    """The settings in which a planned cache differs from a stored manifest or plan; or empty."""
+    return describe_changes(
+        {**displayed_parts(stored["parts"]), **stored.get("layout", {})},
+        {**displayed_parts(plan.parts), **plan.layout},
+    )

@@ -20,7 +20,7 @@ NAME_OR_PATH_FIELDS = ("clip_model", "clip_weights", "detector_weights", "vocabu
 # Fields that are stored only with another value than their default, so that `build.json` keeps the
 # bytes that it had before these fields existed.
 SETTINGS_FIELDS = ("detector_settings", "teacher_settings")
-OPTIONAL_FIELDS = (*SETTINGS_FIELDS, "teacher", "sentences")
+OPTIONAL_FIELDS = (*SETTINGS_FIELDS, "teacher", "sentences", "retry_failed")
 # A field of older rescored caches. It is gone, and with this value it had no effect.
 REMOVED_FIELD = ("fitted_to", None)
 # Fields whose keys in format 1 differ from their present names.

@@ -1,3 +1,4 @@
+import errno
 import io
 import os
 import struct
@@ -8,9 +9,16 @@ import zlib
 import numpy as np
 import PIL
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
-from pipeline.images import MAX_PIXELS, read_image, read_image_size, to_upright_rgb
+from pipeline.images import (
+    MAX_PIXELS,
+    TRANSIENT_ERRORS,
+    TransientReadError,
+    read_image,
+    read_image_size,
+    to_upright_rgb,
+)
 from pipeline.utils.errors import InputError
 
 LEFT, RIGHT = (200, 40, 40), (40, 40, 200)
@@ -205,3 +213,74 @@ def test_damaged_images_are_read_or_refused(rgb_image, tmp_path, name):
             assert read_image(tmp_path / name).mode == "RGB"
         except InputError as error:
             assert str(tmp_path / name) in str(error)
+
+
+@pytest.fixture
+def pauses(monkeypatch):
+    """The pauses between tries, which do not take place."""
+    pauses = []
+    monkeypatch.setattr("pipeline.images.time.sleep", pauses.append)
+    return pauses
+
+
+@pytest.fixture
+def fail(monkeypatch):
+    """`fail(owner, name, number, times)`: a function of PIL raises an error so many times."""
+
+    def make(owner, name, number, times):
+        original, left = getattr(owner, name), [None] * times
+
+        def read(*args, **options):
+            if left:
+                left.pop()
+                raise OSError(number, os.strerror(number))
+            return original(*args, **options)
+
+        monkeypatch.setattr(owner, name, read)
+
+    return make
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN])
+@pytest.mark.parametrize(("owner", "name"), [(Image, "open"), (ImageFile.ImageFile, "load")])
+def test_errors_that_pass_are_tried_three_times(
+    rgb_image, tmp_path, pauses, fail, owner, name, number
+):
+    path = tmp_path / "a.jpg"
+    rgb_image.save(path)
+    fail(owner, name, number, 2)
+    assert read_image(path).size == (40, 20) and pauses == [1.0, 4.0]
+    fail(owner, name, number, 3)
+    with pytest.raises(TransientReadError) as caught:
+        read_image(path)
+    assert str(caught.value) == f"{path}: cannot be read ({os.strerror(number)}, 3 tries)"
+    assert pauses == 2 * [1.0, 4.0]
+    if name == "open":
+        fail(owner, name, number, 1)
+        assert read_image_size(path) == (40, 20) and pauses[4:] == [1.0]
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EACCES, errno.EINVAL, errno.ENAMETOOLONG])
+def test_other_errors_are_not_tried_again(rgb_image, tmp_path, pauses, fail, number):
+    """They do not pass within seconds; PIL raises EINVAL for a damaged offset."""
+    rgb_image.save(tmp_path / "a.jpg")
+    fail(Image, "open", number, 1)
+    with pytest.raises(InputError) as caught:
+        read_image(tmp_path / "a.jpg")
+    assert not isinstance(caught.value, TransientReadError) and pauses == []
+    assert number not in TRANSIENT_ERRORS
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "empty", "text", "truncated"])
+def test_damaged_and_missing_images_are_not_tried_again(rgb_image, tmp_path, pauses, kind):
+    path = tmp_path / "a.jpg"
+    rgb_image.save(path)
+    whole = path.read_bytes()
+    path.unlink()
+    if kind == "folder":
+        path.mkdir()
+    elif kind != "missing":
+        path.write_bytes({"empty": b"", "text": b"text", "truncated": whole[:-200]}[kind])
+    with pytest.raises(InputError, match=r"a\.jpg: "):
+        read_image(path)
+    assert pauses == []

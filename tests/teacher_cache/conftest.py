@@ -1,5 +1,6 @@
 """Fixtures: a small toy dataset with untrained models, and caches built from it."""
 
+import multiprocessing
 import shutil
 
 import numpy as np
@@ -160,3 +161,30 @@ def make_outputs():
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def processes():
+    """A fork server that has loaded the libraries, so that builds start quickly."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["teacher_cache.build"])
+    return context
+
+
+@pytest.fixture
+def start(processes):
+    """`start(config, preamble="")` starts a build after running the code `preamble`; processes that
+    still run at the end are killed."""
+    started = []
+
+    def start_build(config, preamble=""):
+        code = f"{preamble}\nfrom teacher_cache.build import build_cache\nbuild_cache(config)"
+        process = processes.Process(target=exec, args=(code, {"config": config}))
+        process.start()
+        started.append(process)
+        return process
+
+    yield start_build
+    for process in started:
+        process.kill()
+        process.join()

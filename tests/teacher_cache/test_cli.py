@@ -91,6 +91,8 @@ BUILD = "build {data} --out {tmp}/c"
         (f"{BUILD} --device abacus", "--device"),
         (f"{BUILD} --set max_objects=0", "max_objects: expected integer, at least 1, found 0"),
         (f"{BUILD} --set levle=image", "levle: expected a setting of eoid-cache build"),
+        (f"{BUILD} --retry-failed {{tmp}}/absent", "absent"),
+        (f"{BUILD} --retry-failed {{cache}}", "expected a cache of the same settings"),
         (f"{BUILD} --set cores=8", "--cores: expected together with --slurm, found alone"),
         ("evaluate {cache} --data {data} --split no", "no such split"),
         ("inspect {cache} --figure {tmp}/c.jpg", "expected a name that ends in .png"),

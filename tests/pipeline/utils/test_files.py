@@ -11,6 +11,7 @@ from pipeline.utils.files import (
     atomic_write,
     describe_changes,
     iter_json,
+    link_or_copy,
     read_json,
     read_toml,
     sha256_of_file,
@@ -171,3 +172,20 @@ def test_digests(save):
 )
 def test_describe_changes(old, new, text):
     assert describe_changes(old, new) == text
+
+
+def test_links_and_copies_of_files(tmp_path, monkeypatch):
+    source, link, copy = (tmp_path / name for name in ("a", "b", "c"))
+    source.write_bytes(b"1")
+    link_or_copy(source, link)
+    assert link.samefile(source)
+
+    def refuse(*args, **options):
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(os, "link", refuse)
+    link_or_copy(link, copy)
+    assert copy.read_bytes() == b"1" and not copy.samefile(source)
+    source.write_bytes(b"2")
+    link_or_copy(source, copy)
+    assert copy.read_bytes() == b"1" and len(list(tmp_path.iterdir())) == 3

@@ -1,37 +1,8 @@
-"""Fixtures that run builds in separate processes, which tests may kill."""
-
-import multiprocessing
+"""Fixtures of builds that are distributed."""
 
 import pytest
 
 from teacher_cache.build import BuildConfig, build_cache
-
-
-@pytest.fixture(scope="session")
-def processes():
-    """A fork server that has loaded the libraries, so that builds start quickly."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["teacher_cache.build"])
-    return context
-
-
-@pytest.fixture
-def start(processes):
-    """`start(config, preamble="")` starts a build after running the code `preamble`; processes that
-    still run at the end are killed."""
-    started = []
-
-    def start_build(config, preamble=""):
-        code = f"{preamble}\nfrom teacher_cache.build import build_cache\nbuild_cache(config)"
-        process = processes.Process(target=exec, args=(code, {"config": config}))
-        process.start()
-        started.append(process)
-        return process
-
-    yield start_build
-    for process in started:
-        process.kill()
-        process.join()
 
 
 @pytest.fixture(scope="session")
