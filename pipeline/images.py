@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import stat
 import time
 import warnings
@@ -65,8 +66,13 @@ READ_THREADS = 16
 # PIL refuses images of more than twice the number of pixels that it warns about. Decoded, this is
 # 0.7 GB.
 MAX_PIXELS = 2 * 89_478_485
+# Larger images are handled one at a time and in bands of rows, to limit the memory.
+LARGE_IMAGE_PIXELS = 2**25
+BAND_PIXELS = 2**22
 # Entries of `Image.info` from which PIL takes the EXIF orientation.
 EXIF_INFO = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
+PNG_SIGNATURE_SIZE = 8
+PNG_METADATA = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
 # Errors that may pass: of a server, a network or a disk, or for lack of memory or file handles. The
 # number decides, because PIL raises OSErrors too; those of damaged images have no number, or EINVAL
 # where a damaged offset is sought. Missing files and permissions, which have other numbers, do not
@@ -87,6 +93,9 @@ RETRY_PAUSES = (1.0, 4.0)
 # not affect the pixels.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.\w+ImagePlugin")
+# The C library returns freed blocks of PIL's own size, 16 MB, to the system late or never. Images
+# of fewer bytes than a block take one of their size.
+Image.core.set_block_size(2**26)
 
 
 def unread_images(paths: Iterable[Path]) -> tuple[list[Path], str]:
@@ -144,27 +153,67 @@ def read_image(path: Path | str) -> Image.Image:
             pixels; a `TransientReadError` if it could not be read for another reason.
     """
     with _open_image(path) as image:
-        return to_upright_rgb(image, apply_exif=not isinstance(path, IgnoreExifPath))
+        return _to_upright_rgb(image, apply_exif=not isinstance(path, IgnoreExifPath))
 
 
-def to_upright_rgb(image: Image.Image, apply_exif: bool = True) -> Image.Image:
+def to_upright_rgb(image: Image.Image) -> Image.Image:
     """An opened image, which stays unchanged, in the form that `read_image` returns."""
+    upright = _to_upright_rgb(image)
+    # They share their pixels if nothing had to be converted.
+    return upright.copy() if upright.im is image.im else upright
+
+
+def _to_upright_rgb(image: Image.Image, apply_exif: bool = True) -> Image.Image:
+    """`to_upright_rgb` of an image that is not used any more: copies of large ones matter."""
     image.load()
     turn = EXIF_TRANSPOSES.get(_exif_orientation(image)) if apply_exif else None
-    upright = image if turn is None else image.transpose(turn)
+    # A plain image in place of one of a file format, with the same pixels.
+    upright = image._new(image.im) if turn is None else image.transpose(turn)
     if upright.mode.startswith("I"):
-        values = np.asarray(upright).astype(np.int64) >> 8
-        upright = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
+        upright = _int_to_uint8(np.asarray(upright))
     elif upright.mode == "F":
         upright = _float_to_uint8(np.asarray(upright))
     elif upright.mode == "P" and isinstance(upright.info.get("transparency"), bytes):
         # PIL warns about lost transparency when such a palette is converted to RGB directly.
         upright = upright.convert("RGBA")
-    rgb = upright.convert("RGB")
+    rgb = upright if upright.mode == "RGB" else upright.convert("RGB")
     # Otherwise the orientation would be applied again to an image that is read and passed on.
     for name in EXIF_INFO:
         rgb.info.pop(name, None)
     return rgb
+
+
+def is_large(image: Image.Image) -> bool:
+    """Whether an image has more than `LARGE_IMAGE_PIXELS` pixels."""
+    return image.width * image.height > LARGE_IMAGE_PIXELS
+
+
+def iter_bands(
+    image: Image.Image, box: tuple[int, int, int, int]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The pixels of an RGB image in (left, top, right, bottom), in bands of rows.
+
+    Yields:
+        Of each band, its first row in the box and its (h, w, 3) uint8 pixels, an array of its own.
+    """
+    left, top, right, bottom = box
+    step = max(1, BAND_PIXELS // (right - left))
+    for start in range(top, bottom, step):
+        band = image.crop((left, start, right, min(start + step, bottom)))
+        yield start - top, np.array(band)
+
+
+def to_array(image: Image.Image) -> np.ndarray:
+    """The (h, w, 3) uint8 pixels of an RGB image, as an array of its own.
+
+    PIL's own conversion needs three times the memory of the array.
+    """
+    if image.width * image.height <= BAND_PIXELS:
+        return np.array(image)
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for start, band in iter_bands(image, (0, 0, *image.size)):
+        pixels[start : start + len(band)] = band
+    return pixels
 
 
 @dataclass(frozen=True)
@@ -204,10 +253,10 @@ def read_header(path: Path | str, decode: bool = False) -> ImageHeader:
     """
     with _open_image(path) as image:
         ignore_exif = isinstance(path, IgnoreExifPath)
-        header = ImageHeader(image.size, 1 if ignore_exif else _exif_orientation(image))
+        header = ImageHeader(image.size, 1 if ignore_exif else _exif_orientation(image, path))
         if decode:
             image.draft(None, (1, 1))
-            to_upright_rgb(image)
+            _to_upright_rgb(image)
         return header
 
 
@@ -232,20 +281,49 @@ def read_image_size(path: Path | str) -> tuple[int, int]:
     return read_header(path).size
 
 
-def _exif_orientation(image: Image.Image) -> int:
-    """EXIF orientation of an image; 1 (upright) without an EXIF block or with a damaged one."""
+def _exif_orientation(image: Image.Image, path: Path | str | None = None) -> int:
+    """EXIF orientation of an image; 1 (upright) without an EXIF block or with a damaged one.
+
+    Of a file that is only opened, `path` is needed: to look for metadata behind the pixels of a PNG
+    file, PIL would decode these.
+    """
+    is_png = path is not None and image.format == "PNG"
+    early = is_png and not _has_late_metadata(str(path))
     try:
-        orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+        exif = Image.Image.getexif(image) if early else image.getexif()
+        orientation = exif.get(EXIF_ORIENTATION, 1)
     # PIL raises many kinds of errors on a damaged EXIF block, which does not affect the pixels.
     except Exception:
         return 1
     return orientation if orientation in EXIF_TRANSPOSES else 1
 
 
+def _has_late_metadata(path: str) -> bool:
+    """Whether a PNG file has text or an EXIF block behind its pixels."""
+    with open(path, "rb") as file:
+        file.seek(PNG_SIGNATURE_SIZE)
+        after_pixels = False
+        while len(head := file.read(8)) == 8:
+            length, kind = int.from_bytes(head[:4], "big"), head[4:]
+            if after_pixels and kind in PNG_METADATA:
+                return True
+            after_pixels = after_pixels or kind == b"IDAT"
+            # The content and its checksum.
+            file.seek(length + 4, os.SEEK_CUR)
+    return False
+
+
+def _int_to_uint8(values: np.ndarray) -> Image.Image:
+    shifted = values >> 8
+    return Image.fromarray(shifted.clip(0, 255, out=shifted).astype(np.uint8))
+
+
 def _float_to_uint8(values: np.ndarray) -> Image.Image:
     finite = np.nan_to_num(values, nan=0.0, posinf=255.0, neginf=0.0)
-    scale = 255.0 if finite.max(initial=0.0) <= 1 else 1.0
-    return Image.fromarray(np.clip(np.rint(finite * scale), 0, 255).astype(np.uint8))
+    if finite.max(initial=0.0) <= 1:
+        finite *= 255
+    np.rint(finite, out=finite)
+    return Image.fromarray(finite.clip(0, 255, out=finite).astype(np.uint8))
 
 
 @contextmanager

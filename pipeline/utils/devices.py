@@ -72,6 +72,15 @@ def configure_device(
     return device
 
 
+def copy_to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copies a tensor of the host to a device; the host does not wait for a GPU.
+
+    A GPU reads pinned memory on its own. torch keeps pinned blocks and gives a block out again when
+    the copy from it is done, so that new ones are pinned only at the beginning.
+    """
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
 def copy_to_host_async(tensor: Tensor) -> Callable[[], Tensor]:
     """Starts copying a tensor to the host while the device continues to work.
 

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.boxes import clip_boxes
+from pipeline.images import to_array
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.plugins import absolute_class_name, absolute_settings, is_class_name
 from pipeline.vocabulary import Vocabulary
@@ -242,5 +243,4 @@ def _detector_input(image: Image.Image, factor: int) -> np.ndarray:
         padded = Image.new("RGB", (max(image.width, min_side), max(image.height, min_side)))
         padded.paste(image, (0, 0))
         image = padded
-    # A copy: the array of an image is read-only, of which torch warns.
-    return np.array(image)
+    return to_array(image)

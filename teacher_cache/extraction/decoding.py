@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from pipeline.images import read_image, read_image_size
+from pipeline.images import is_large, read_image, read_image_size
 from pipeline.types import Pairs
 from pipeline.utils.errors import InputError
 from teacher_cache.detectors.pairing import ObjectBoxes
@@ -83,6 +83,8 @@ def prefetch_images(
 ) -> Iterator[tuple[list[int], list[Image.Image]]]:
     """Decodes batches; the next one is decoded while the caller works on the present one.
 
+    While the caller has a large image, no other one is decoded.
+
     Yields:
         Indices and RGB images of a batch, without those that cannot be decoded.
     """
@@ -90,11 +92,9 @@ def prefetch_images(
     def decode(batch: list[int]) -> list[Future[Image.Image | InputError]]:
         return [pool.submit(try_read, image_tasks[index].path) for index in batch]
 
-    pending = [decode(batch) for batch in batches[:1]]
+    pending: list[Future[Image.Image | InputError]] = []
     for number, batch in enumerate(batches):
-        results = [future.result() for future in pending.pop()]
-        if number + 1 < len(batches):
-            pending.append(decode(batches[number + 1]))
+        results = [future.result() for future in pending or decode(batch)]
         indices, images = [], []
         for index, result in zip(batch, results, strict=True):
             if isinstance(result, InputError):
@@ -102,7 +102,11 @@ def prefetch_images(
             else:
                 indices.append(index)
                 images.append(result)
+        alone = any(map(is_large, images))
+        pending = decode(batches[number + 1]) if not alone and number + 1 < len(batches) else []
         yield indices, images
+        # Not held while the next ones are decoded.
+        del images, results, result
 
 
 def try_read(path: Path) -> Image.Image | InputError:

@@ -122,12 +122,12 @@ def extract(
     # Index of an image that cannot be read -> error.
     reasons: dict[int, str] = {}
     image_pairs: list[_ImagePairs] = []
-    # The latest batch, which the error message of `describe_batches` needs.
-    images: list[Image.Image] = []
+    # Those of the latest batch, which the error message of `describe_batches` needs.
+    sizes: list[tuple[int, int]] = []
 
     def describe_batches() -> str:
-        sizes = {f"{image.width} x {image.height}" for image in images}
-        detector_batch = f"{count_noun(len(images), 'images')} of {' and '.join(sizes)} pixels"
+        shapes = {f"{width} x {height}" for width, height in sizes}
+        detector_batch = f"{count_noun(len(sizes), 'images')} of {' and '.join(shapes)} pixels"
         regions = "" if teacher.batch_size is None else f"batch size {teacher.batch_size} regions, "
         return f"{regions}detector batch size {detector_batch}"
 
@@ -145,9 +145,9 @@ def extract(
         reasons[index] = str(error).removeprefix(f"{image_tasks[index].path}: ")
 
     def make_batches(decoders: ThreadPoolExecutor) -> Iterator[Batch]:
-        nonlocal images
         batches = same_size_batches(image_tasks, config.images_per_batch, on_header_error)
         for indices, images in prefetch_images(decoders, batches, image_tasks, on_error):
+            sizes[:] = [image.size for image in images]
             if images:
                 tasks = [(index, image_tasks[index]) for index in indices]
                 batch = _detect_pairs(tasks, images, models, config)
@@ -160,6 +160,8 @@ def extract(
                     [one.pairs for one in batch],
                 )
                 on_progress(len(images))
+            # Not held while the next ones are decoded.
+            del images
 
     num_decoders = min(torch.get_num_threads(), MAX_DECODERS)
     with convert_out_of_memory(describe_batches), ThreadPoolExecutor(num_decoders) as decoders:

@@ -16,7 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.boxes import union_boxes
+from pipeline.images import is_large, iter_bands, to_array
 from pipeline.types import Pairs
+from pipeline.utils.devices import copy_to_device
 from pipeline.utils.errors import InputError
 
 RESAMPLING_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -109,29 +111,35 @@ def pad_and_resize(
     image: Image.Image, corners: tuple[int, int, int, int], size: int, interpolation: str
 ) -> np.ndarray:
     """Crops (left, top, right, bottom), pads to a square and resizes: (size, size, 3) uint8."""
-    crop = image.crop(corners)
+    left, top, right, bottom = corners
+    width, height = right - left, bottom - top
+    if width < height:
+        crop = _pad_tall_region(image, corners, size, interpolation)
+    else:
+        crop = image.crop(corners)
     # PIL resizes horizontally first, each row on its own. Doing that before black rows are added
     # gives the same result in less time.
-    if crop.width > crop.height:
-        crop = centre_pad(resize(crop, size, crop.height, interpolation), size, crop.width)
-    elif crop.width < crop.height:
-        crop = _pad_tall_region(crop, size, interpolation)
+    if width > height:
+        crop = centre_pad(resize(crop, size, height, interpolation), size, width)
     return np.asarray(resize(crop, size, size, interpolation))
 
 
-def _pad_tall_region(crop: Image.Image, size: int, interpolation: str) -> Image.Image:
-    """Pads a crop that is taller than wide to a square, and resizes it horizontally.
+def _pad_tall_region(
+    image: Image.Image, corners: tuple[int, int, int, int], size: int, interpolation: str
+) -> Image.Image:
+    """Crops a region that is taller than wide, pads it to a square, and resizes it horizontally.
 
     It is done in bands of rows: the padded square of a narrow crop may have thousands of times the
     crop's pixels.
     """
-    side = crop.height
+    left, top, right, bottom = corners
+    side = bottom - top
     band_height = max(1, MAX_PIXELS // side)
     canvas = Image.new("RGB", (size, side))
-    for top in range(0, side, band_height):
-        end = min(top + band_height, side)
-        band = centre_pad(crop.crop((0, top, crop.width, end)), side, end - top)
-        canvas.paste(resize(band, size, end - top, interpolation), (0, top))
+    for start in range(top, bottom, band_height):
+        end = min(start + band_height, bottom)
+        band = centre_pad(image.crop((left, start, right, end)), side, end - start)
+        canvas.paste(resize(band, size, end - start, interpolation), (0, start - top))
     return canvas
 
 
@@ -194,7 +202,9 @@ def crop_regions(
     """
     on_cpu = device.type == "cpu"
     corners = round_boxes(image, boxes, mode.context)
-    pixels = _to_device(np.array(image), device).permute(2, 0, 1)
+    # On a CPU the pixels of a large image are not copied as a whole.
+    large = on_cpu and is_large(image)
+    pixels = None if large else _to_tensor(image, device)
     out = torch.empty((len(corners), size, size, 3), dtype=torch.uint8, device=device)
     for region, box in zip(out, corners, strict=True):
         left, top, right, bottom = box
@@ -210,16 +220,26 @@ def crop_regions(
         elif use_pil:
             padded = pad_and_resize(image, box, size, interpolation)
             region.copy_(_to_device(padded.copy(), device))
+        elif pixels is None:
+            resized = _pad_and_resize_large(image, box, size, interpolation)
+            region.copy_(resized[0].permute(1, 2, 0))
         else:
             crop = pixels[None, :, top:bottom, left:right]
             region.copy_(_pad_and_resize_tensor(crop, size, interpolation)[0].permute(1, 2, 0))
     return out.permute(0, 3, 1, 2)
 
 
+def _to_tensor(image: Image.Image, device: torch.device) -> Tensor:
+    """The (3, h, w) uint8 pixels of an RGB image on the device, channels last in memory."""
+    if device.type == "cpu":
+        return torch.from_numpy(to_array(image)).permute(2, 0, 1)
+    # Pinned blocks of few sizes, so that torch gives most of them out again.
+    bands = [_to_device(band, device) for _, band in iter_bands(image, (0, 0, *image.size))]
+    return torch.cat(bands).permute(2, 0, 1)
+
+
 def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """Copies an array without waiting for a GPU."""
-    tensor = torch.from_numpy(array)
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+    return copy_to_device(torch.from_numpy(array), device)
 
 
 def _pad_and_resize_tensor(crop: Tensor, size: int, interpolation: str) -> Tensor:
@@ -235,6 +255,25 @@ def _pad_and_resize_tensor(crop: Tensor, size: int, interpolation: str) -> Tenso
         # Two passes, between which PIL rounds.
         crop = _resize_tensor(crop, height, size, interpolation)
     return _resize_tensor(crop, size, size, interpolation)
+
+
+def _pad_and_resize_large(
+    image: Image.Image, box: tuple[int, int, int, int], size: int, interpolation: str
+) -> Tensor:
+    """`_pad_and_resize_tensor` of a crop of a large image on a CPU."""
+    left, top, right, bottom = box
+    width, height = right - left, bottom - top
+    if width < height:
+        crop = torch.from_numpy(to_array(image.crop(box))).permute(2, 0, 1)[None]
+        return _pad_and_resize_tensor(crop, size, interpolation)
+    # Horizontally first, which needs a band of rows at a time.
+    resized = torch.empty((height, size, 3), dtype=torch.uint8).permute(2, 0, 1)[None]
+    for start, band in iter_bands(image, box):
+        rows = torch.from_numpy(band).permute(2, 0, 1)[None]
+        resized[:, :, start : start + len(band)] = _resize_tensor(
+            rows, len(band), size, interpolation
+        )
+    return _resize_tensor(_centre_pad_tensor(resized, width, size), size, size, interpolation)
 
 
 def _resize_tensor(pixels: Tensor, height: int, width: int, interpolation: str) -> Tensor:

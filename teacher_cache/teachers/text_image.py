@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.images import is_large
 from pipeline.types import Pairs
 from pipeline.vocabulary import Vocabulary
 from teacher_cache.reader.cache import PromptEmbeddings
@@ -99,10 +100,10 @@ class TextImageTeacher(Teacher):
         with worker_pools(self.device) as (crop_pool, encoder_pool):
             encoder = _BatchEncoder(self, self.batch_size, encoder_pool)
             for images, pairs in batches:
-                for image, own in zip(images, pairs, strict=True):
-                    rows.append(image.region_indices + num_regions)
+                for index, own in enumerate(pairs):
+                    rows.append(images[index].region_indices + num_regions)
                     labels.append(own.object_labels)
-                    num_regions += len(image.region_boxes)
+                    num_regions += len(images[index].region_boxes)
                 cropping.append(
                     [
                         crop_pool.submit(
@@ -119,9 +120,13 @@ class TextImageTeacher(Teacher):
                 )
                 if len(cropping) > MAX_BATCHES_CROPPING:
                     encoder.add(cropping.popleft())
-                if self.detector_follows and self.device.type == "cpu":
+                follows = self.detector_follows and self.device.type == "cpu"
+                if follows or any(is_large(image.pixels) for image in images):
                     wait(list(chain.from_iterable(cropping)))
+                if follows:
                     wait(encoder.running)
+                # Not held while the next ones are decoded.
+                del images
             for futures in cropping:
                 encoder.add(futures)
             embeddings = encoder.finish()

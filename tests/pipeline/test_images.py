@@ -10,13 +10,17 @@ import numpy as np
 import PIL
 import pytest
 from PIL import Image, ImageFile
+from PIL.PngImagePlugin import PngImageFile
 
+from pipeline import images
 from pipeline.images import (
     MAX_PIXELS,
     TRANSIENT_ERRORS,
+    IgnoreExifPath,
     TransientReadError,
     read_image,
     read_image_size,
+    to_array,
     to_upright_rgb,
 )
 from pipeline.utils.errors import InputError
@@ -85,6 +89,63 @@ def test_exif_orientation_is_applied(rgb_image, tmp_path, orientation, size, lef
     assert near(image.getpixel((3, 3)), left_top)
     # It is not turned again where it is passed on.
     np.testing.assert_array_equal(to_upright_rgb(image), image)
+
+
+def move_behind_pixels(content, kind):
+    """A PNG file with a chunk of this kind moved to its end."""
+    start = content.index(kind) - 4
+    end = start + 12 + int.from_bytes(content[start : start + 4], "big")
+    rest, last = content[:start] + content[end:-12], content[-12:]
+    return rest + content[start:end] + last
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_the_orientation_of_png_files(rgb_image, tmp_path, monkeypatch, late):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    rgb_image.save(tmp_path / "turned.png", exif=exif)
+    if late:
+        content = (tmp_path / "turned.png").read_bytes()
+        (tmp_path / "turned.png").write_bytes(move_behind_pixels(content, b"eXIf"))
+    assert read_image(tmp_path / "turned.png").size == (20, 40)
+    assert read_image_size(tmp_path / "turned.png") == (20, 40)
+
+
+def test_the_header_of_a_png_file_is_read_without_its_pixels(rgb_image, tmp_path, monkeypatch):
+    rgb_image.save(tmp_path / "a.png")
+    monkeypatch.setattr(PngImageFile, "load", lambda image: pytest.fail("decoded"))
+    assert read_image_size(tmp_path / "a.png") == (40, 20)
+
+
+def test_an_image_whose_orientation_is_ignored(rgb_image, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    rgb_image.save(tmp_path / "turned.jpg", exif=exif)
+    image = read_image(IgnoreExifPath(tmp_path / "turned.jpg"))
+    assert image.size == to_upright_rgb(image).size == (40, 20)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_an_opened_image_stays_unchanged(rgb_image, tmp_path, mode):
+    rgb_image.convert(mode).save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as opened:
+        to_upright_rgb(opened).paste(0, (0, 0, 9, 9))
+        assert opened.mode == mode and opened.getpixel((5, 5)) != opened.getpixel((35, 5))
+
+
+def test_an_image_that_was_read_is_no_open_file(rgb_image, tmp_path):
+    rgb_image.save(tmp_path / "a.png")
+    image = read_image(tmp_path / "a.png")
+    assert type(image) is Image.Image
+    np.testing.assert_array_equal(image, rgb_image)
+
+
+@pytest.mark.parametrize("pixels", [1, 90, 10**6])
+def test_pixels_as_an_array_of_their_own(rgb_image, monkeypatch, pixels):
+    monkeypatch.setattr(images, "BAND_PIXELS", pixels)
+    found = to_array(rgb_image)
+    np.testing.assert_array_equal(found, rgb_image)
+    assert found.flags.writeable and found.base is None
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "PA", "YCbCr", "LAB"])

@@ -3,6 +3,7 @@
 import gc
 import weakref
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ from teacher_cache.detectors.base import DetectorConfig
 from teacher_cache.detectors.load import load_detector
 from teacher_cache.detectors.torchvision import TorchvisionDetector
 from teacher_cache.estimate import estimate_build
-from teacher_cache.extraction.inputs import BuildInputs
+from teacher_cache.extraction.extract import TeacherModels, extract
+from teacher_cache.extraction.inputs import BuildInputs, _loaded_inputs
 from teacher_cache.maintenance.add_prompts import create_prompts_file
 from teacher_cache.maintenance.rescore import RescoreConfig, rescore_cache
 from teacher_cache.reader.cache import open_cache
@@ -79,8 +81,34 @@ def test_an_estimate(finished, shared_dataset, build_config, emulated_gpu):
     assert all(hours > 0 for hours in estimate.hours.values())
 
 
+@pytest.mark.parametrize("level", ["region", "image"])
+def test_without_a_detector_the_host_waits_for_regions_only(
+    shared_dataset, build, extraction, emulated_gpu, level
+):
+    """Of a second build in a process, which has the models: once per batch of regions."""
+    options = {
+        "device": "cuda",
+        "candidates": "annotated",
+        "images_per_shard": 4,
+        "extraction": replace(extraction, level=level),
+    }
+    build(shared_dataset, **options)
+    emulated_gpu.waits.clear()
+    inputs = next(iter(_loaded_inputs.values()))
+    batches = 0
+    for start in (0, 4):
+        tasks = inputs.data.image_tasks[start : start + 4]
+        models = TeacherModels(None, inputs.teacher, inputs.data.vocabulary)
+        outputs, _ = extract(tasks, models, options["extraction"], lambda count: None)
+        regions = sum(len(one.region_boxes) for one in outputs.values())
+        batches += -(-regions // extraction.regions_per_batch)
+    assert emulated_gpu.waits_of() == emulated_gpu.waits_of("event") == batches > 0
+
+
 @pytest.mark.parametrize("mode", ["pad", "stretch", "context=1.5"])
-def test_cropping_regions_does_not_wait(emulated_gpu, mode):
+def test_cropping_regions_does_not_wait(emulated_gpu, monkeypatch, mode):
+    # The image is uploaded in bands.
+    monkeypatch.setattr("pipeline.images.BAND_PIXELS", 9000)
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (300, 200, 3), dtype=np.uint8))
     boxes = np.tile(np.array([[0, 0, 200, 300], [20, 10, 90, 50]], np.float32), (40, 1))

@@ -266,6 +266,18 @@ def test_mask_and_keypoint_heads_are_disabled(name):
     assert model.roi_heads.score_thresh == 0.25
 
 
+@pytest.mark.parametrize("size", [(96, 64), (300, 200)])
+def test_images_are_prepared_as_torchvision_does(toy_weights, vocabulary, size):
+    """To the last bit, though pixels are normalised in place and have channels last in memory."""
+    detector = load_detector(DetectorConfig(TOY, toy_weights), vocabulary, CPU)._detector
+    transform = detector._model.transform
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    found = transform([detectors._to_tensor(pixels, CPU)])[0].tensors
+    del transform.normalize
+    image = torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float() / 255
+    assert torch.equal(found, transform([image])[0].tensors)
+
+
 def test_a_detector_without_people(coco_weights, vocabulary):
     names = tuple("wizard" if name == "person" else name for name in vocabulary.objects)
     other = replace(vocabulary, objects=names)

@@ -1,9 +1,11 @@
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 from PIL import Image
 
+from pipeline.images import read_image
 from teacher_cache.extraction import decoding
 from teacher_cache.extraction.decoding import (
     ImageTask,
@@ -51,6 +53,31 @@ def test_prefetching_keeps_order_and_leaves_out_broken_images(image_tasks):
     reds = [[image.getpixel((0, 0))[0] for image in images] for _, images in batches]
     assert reds == [[0, 2], [4], [1]]
     assert list(failures) == [3]
+
+
+def test_beside_a_large_image_no_other_is_decoded_or_held(image_tasks, monkeypatch):
+    monkeypatch.setattr("pipeline.images.LARGE_IMAGE_PIXELS", 47)
+    image_tasks[0].path.unlink()
+    Image.new("RGB", (6, 7)).save(image_tasks[0].path, "PNG")
+    alive, events = weakref.WeakValueDictionary(), []
+
+    def read(path):
+        events.append(("read", int(path.stem), len(alive)))
+        image = read_image(path)
+        alive[len(events)] = image
+        return image
+
+    monkeypatch.setattr(decoding, "read_image", read)
+    with ThreadPoolExecutor(1) as pool:
+        for indices, images in prefetch_images(pool, [[0], [1], [2], [3]], image_tasks, refuse):
+            pool.submit(int).result()
+            events.append(("use", *indices, len(alive)))
+            del images
+    # Image 0 is small, so that the next one is decoded beside it.
+    assert events[:3] == [("read", 0, 0), ("read", 1, 1), ("use", 0, 2)]
+    assert events[3:] == [
+        *[("use", 1, 1), ("read", 2, 0), ("use", 2, 1), ("read", 3, 0), ("use", 3, 1)],
+    ]
 
 
 def test_files_that_are_not_images(image_tasks):

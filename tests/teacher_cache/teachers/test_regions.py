@@ -3,6 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pipeline import images
 from pipeline.types import Pairs
 from pipeline.utils.errors import InputError
 from teacher_cache.teachers import regions
@@ -142,3 +143,16 @@ def test_cropped_regions_differ_from_pil_by_one_grey_level_at_most(
     difference = np.abs(found.permute(0, 2, 3, 1).numpy().astype(int) - expected)
     assert found.dtype == torch.uint8 and difference.max() <= 1
     assert (difference > 0).mean() < 2e-2
+
+
+@pytest.mark.parametrize("size", [(320, 240), (240, 320), (900, 9), (9, 900)])
+def test_regions_of_large_images_are_cropped_in_bands_without_a_difference(monkeypatch, size):
+    rng = np.random.default_rng(5)
+    image = Image.fromarray(random_pixels(rng, *size))
+    boxes = random_boxes(rng, *size, 30).astype(np.float32)
+    arguments = (image, boxes, 24, RegionMode(), torch.device("cpu"))
+    expected = crop_regions(*arguments)
+    monkeypatch.setattr(images, "LARGE_IMAGE_PIXELS", 1000)
+    for pixels in (1, 900, 10**6):
+        monkeypatch.setattr(images, "BAND_PIXELS", pixels)
+        assert torch.equal(crop_regions(*arguments), expected)
