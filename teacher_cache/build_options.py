@@ -78,11 +78,12 @@ DETECTOR = cloup.option_group(
     "Detector",
     option(
         "--detector",
-        metavar="NAME|hf:NAME|hf:FOLDER|module:Class",
+        metavar="NAME|hf:NAME|hf-zero-shot:NAME|module:Class",
         show_default="the dataset's own, or fasterrcnn_resnet50_fpn_v2",
         help=(
-            "A torchvision detection model, or toy, the toy dataset's; with hf: a model of"
-            " transformers; or a class of your own, whose code is run."
+            "A torchvision detection model, or toy, the toy dataset's; with hf: the name or folder"
+            " of a model of transformers, with hf-zero-shot: of one that finds what the names of"
+            " objects say (OWLv2, Grounding DINO); or a class of your own, whose code is run."
         ),
     ),
     option(
@@ -91,7 +92,10 @@ DETECTOR = cloup.option_group(
         multiple=True,
         metavar="KEY=VALUE",
         hidden=True,
-        help="A setting of an own detector, or revision=NAME of a model of transformers.",
+        help=(
+            "A setting of an own detector, revision=NAME of a model of transformers, or"
+            " chunk_size=N of a zero-shot one."
+        ),
     ),
     option(
         "--detector-weights",
@@ -101,12 +105,13 @@ DETECTOR = cloup.option_group(
     ),
     option(
         "--detector-classes",
-        metavar="coco80|hico80|FILE",
+        metavar="coco80|hico80|annotated|FILE",
         hidden=True,
         help=(
             "Classes of a weights file that has neither COCO's 91 nor the vocabulary's: "
             "COCO's 80 objects in COCO's order or in HICO-DET's (alphabetical), or a file "
-            "with one name per line. Class 0 is the background."
+            "with one name per line. Class 0 is the background. With hf-zero-shot: the objects to"
+            " search for, by default all; annotated are those of the dataset's annotations."
         ),
     ),
     option(
@@ -257,8 +262,14 @@ def make_build_config(options: dict[str, Any]) -> BuildConfig:
     """
     from dataclasses import fields
 
+    from pipeline.datasets.dataset import open_dataset
     from teacher_cache.build import BuildConfig
-    from teacher_cache.detectors.class_names import load_class_names
+    from teacher_cache.detectors.base import ZERO_SHOT_PREFIX
+    from teacher_cache.detectors.class_names import (
+        ANNOTATED_OBJECTS,
+        annotated_object_names,
+        load_class_names,
+    )
     from teacher_cache.detectors.pairing import PairingConfig
     from teacher_cache.extraction.extract import ExtractionConfig
     from teacher_cache.teachers.prompts import DEFAULT_TEMPLATE
@@ -272,8 +283,15 @@ def make_build_config(options: dict[str, Any]) -> BuildConfig:
     names = {field.name for field in fields(ExtractionConfig)} & options.keys()
     extraction = {name: options.pop(name) for name in names}
     extraction["region"] = RegionMode.parse(extraction["region"])
-    if options["detector_classes"] is not None:
-        options["detector_classes"] = load_class_names(options["detector_classes"])
+    classes, is_zero_shot = options["detector_classes"], False
+    if options["detector"] is not None:
+        is_zero_shot = options["detector"].startswith(ZERO_SHOT_PREFIX)
+    if classes == ANNOTATED_OBJECTS and is_zero_shot:
+        options["detector_classes"] = annotated_object_names(
+            open_dataset(options["dataset"]), options["part"], extraction["strict"]
+        )
+    elif classes is not None:
+        options["detector_classes"] = load_class_names(classes)
     options["templates"] = options["templates"] or (DEFAULT_TEMPLATE,)
     return BuildConfig(
         extraction=ExtractionConfig(pairing=PairingConfig(**pairing), **extraction), **options

@@ -26,8 +26,9 @@ from pipeline.vocabulary import Vocabulary
 from teacher_cache.detectors.class_names import is_object_name, match_class_names
 from teacher_cache.detectors.pairing import ObjectBoxes
 
-# Before the name or folder of a model of transformers.
-HUB_PREFIX = "hf:"
+# Before the name or folder of a model of transformers: with classes of its own, and one that finds
+# what texts name.
+HUB_PREFIX, ZERO_SHOT_PREFIX = "hf:", "hf-zero-shot:"
 # Detectors resize their input to about a megapixel, so larger images than these only take memory:
 # 27 bytes per pixel as uint8, float32 and normalised.
 MAX_PIXELS = 2**25
@@ -74,12 +75,12 @@ class DetectorConfig:
     """Which detector to load.
 
     Attributes:
-        name: a detection model of torchvision, "toy", `hf:` with the name or folder of a model of
-            transformers, or `module:Class`.
+        name: a detection model of torchvision, "toy", `hf:` or `hf-zero-shot:` with the name or
+            folder of a model of transformers, or `module:Class`.
         weights: a file or the name of a weights entry; None takes the model's default entry, or for
             "toy" the weights in this package.
         classes: names of its classes in their order, without the background; None where the model
-            or the vocabulary's ids determine them.
+            or the vocabulary determines them.
         settings: further settings as `KEY=VALUE`; see `pipeline.utils.plugins`.
     """
 
@@ -92,11 +93,12 @@ class DetectorConfig:
     def absolute(self) -> DetectorConfig:
         """The same configuration with absolute paths, for processes with other working folders."""
         name, weights = self.name, self.weights
-        folder = Path(name.removeprefix(HUB_PREFIX))
-        if name.startswith(HUB_PREFIX):
-            name = f"{HUB_PREFIX}{folder.absolute()}" if folder.is_dir() else name
-        elif is_class_name(name):
+        if is_own_class(name):
             name = absolute_class_name(name)
+        elif name.startswith((HUB_PREFIX, ZERO_SHOT_PREFIX)):
+            prefix, separator, folder = name.partition(":")
+            if Path(folder).is_dir():
+                name = f"{prefix}{separator}{Path(folder).absolute()}"
         if weights is not None and Path(weights).exists():
             weights = str(Path(weights).absolute())
         settings = absolute_settings(self.settings)
@@ -105,7 +107,7 @@ class DetectorConfig:
 
 def is_own_class(name: str) -> bool:
     """Whether a detector's name is that of a user's class, whose code runs when it is loaded."""
-    return not name.startswith(HUB_PREFIX) and is_class_name(name)
+    return not name.startswith((HUB_PREFIX, ZERO_SHOT_PREFIX)) and is_class_name(name)
 
 
 class ObjectDetector:

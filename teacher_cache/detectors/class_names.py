@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
+from pipeline.datasets.dataset import Dataset
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import read_text
 from pipeline.vocabulary import Vocabulary, load_vocabulary, normalise_name
 
+# In place of a list: the objects that the dataset's annotations name.
+ANNOTATED_OBJECTS = "annotated"
 # Names of COCO's 80 objects in two orders: that of COCO's ids, and HICO-DET's alphabetical one.
 COCO80, HICO80 = "coco80", "hico80"
 BACKGROUND = "background"
@@ -56,6 +60,17 @@ def load_class_names(source: str) -> tuple[str, ...]:
     return tuple(names[is_background:])
 
 
+def annotated_object_names(dataset: Dataset, part: str, strict: bool) -> tuple[str, ...]:
+    """Names of the objects with an annotated box in a dataset part, in the vocabulary's order.
+
+    Raises:
+        InputError: the annotation file is missing or wrong.
+    """
+    annotations = dataset.load(part, strict).annotations
+    labels = set(chain.from_iterable(each.labels.tolist() for each in annotations))
+    return tuple(dataset.vocabulary.objects[label] for label in sorted(labels))
+
+
 def is_object_name(name: str) -> bool:
     """Whether a class name means an object at all."""
     return _plain_name(name) not in NO_OBJECT
@@ -67,9 +82,15 @@ def _plain_name(name: str) -> str:
 
 
 def labels_from_names(names: Sequence[str], vocabulary: Vocabulary) -> np.ndarray:
-    """(N,) int64: the vocabulary's object for each class name, -1 for names that it lacks."""
+    """(N,) int64: the vocabulary's object for each class name, -1 for names that it lacks.
+
+    Names may differ in case and underscores, but the same name comes first: SWIG-HOI has the
+    objects "Crown" and "crown".
+    """
     objects = {normalise_name(name): label for label, name in enumerate(vocabulary.objects)}
-    return np.array([objects.get(normalise_name(name), -1) for name in names], dtype=np.int64)
+    objects |= {name: label for label, name in enumerate(vocabulary.objects)}
+    labels = [objects.get(name, objects.get(normalise_name(name), -1)) for name in names]
+    return np.array(labels, dtype=np.int64)
 
 
 def match_class_names(

@@ -19,6 +19,7 @@ from pipeline.utils.plugins import (
 from pipeline.vocabulary import Vocabulary
 from teacher_cache.detectors.base import (
     HUB_PREFIX,
+    ZERO_SHOT_PREFIX,
     Detector,
     DetectorConfig,
     ObjectDetector,
@@ -30,11 +31,17 @@ from teacher_cache.detectors.torchvision import (
     recognise_architecture,
 )
 from teacher_cache.detectors.transformers import TransformersDetector
+from teacher_cache.detectors.zero_shot import ZeroShotDetector
 
 OPTION = "--detector"
 # How errors name its settings.
 SETTINGS = "--detector-set"
 MEMBERS = ("name", "classes", "detect", "fingerprint_parts")
+# Detectors of transformers by the prefix of their names.
+HUB_DETECTORS: dict[str, type] = {
+    HUB_PREFIX: TransformersDetector,
+    ZERO_SHOT_PREFIX: ZeroShotDetector,
+}
 
 
 def load_detector(
@@ -50,8 +57,14 @@ def load_detector(
     if is_own_class(config.name):
         return _load_own(config, settings, vocabulary, device)
     kind: type = TorchvisionDetector
-    if config.name.startswith(HUB_PREFIX):
-        kind = TransformersDetector
+    for prefix, hub_kind in HUB_DETECTORS.items():
+        if config.name.startswith(prefix):
+            kind = hub_kind
+    if kind is not TorchvisionDetector and config.weights is not None:
+        raise InputError(
+            f"{OPTION}-weights: expected none with {config.name}, which contains weights, found"
+            f" {config.weights}"
+        )
     detector: Detector = create_object(SETTINGS, kind, [config, vocabulary, device], settings)
     option = OPTION if config.classes is None else "--detector-classes"
     return ObjectDetector(detector, vocabulary, option=option)

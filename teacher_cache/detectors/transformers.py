@@ -44,11 +44,6 @@ class TransformersDetector:
         device: torch.device,
         revision: str = "main",
     ) -> None:
-        if config.weights is not None:
-            raise InputError(
-                f"--detector-weights: expected none with {config.name}, which contains weights,"
-                f" found {config.weights}"
-            )
         name = config.name.removeprefix(HUB_PREFIX)
         kind = "hf: with an object detector"
         loaded = load_pretrained(
