@@ -283,10 +283,13 @@ def make_build_config(options: dict[str, Any]) -> BuildConfig:
     names = {field.name for field in fields(ExtractionConfig)} & options.keys()
     extraction = {name: options.pop(name) for name in names}
     extraction["region"] = RegionMode.parse(extraction["region"])
-    classes, is_zero_shot = options["detector_classes"], False
-    if options["detector"] is not None:
-        is_zero_shot = options["detector"].startswith(ZERO_SHOT_PREFIX)
-    if classes == ANNOTATED_OBJECTS and is_zero_shot:
+    classes, detector = options["detector_classes"], options["detector"] or ""
+    if classes == ANNOTATED_OBJECTS:
+        if not detector.startswith(ZERO_SHOT_PREFIX):
+            raise InputError(
+                f"--detector-classes: expected {ANNOTATED_OBJECTS} with --detector"
+                f" {ZERO_SHOT_PREFIX} only, found it with {detector or 'none'}"
+            )
         options["detector_classes"] = annotated_object_names(
             open_dataset(options["dataset"]), options["part"], extraction["strict"]
         )

@@ -9,6 +9,8 @@ from training import read_lines
 from evaluation.results import read_results
 from pipeline.datasets.dataset import open_dataset
 from pipeline.utils.files import read_json
+from teacher_cache.reader.cache import open_cache
+from teacher_cache.reader.format import PROPOSED
 
 MODELS = "--detector toy --clip-model toy --device cpu"
 
@@ -85,3 +87,22 @@ def test_the_teacher_and_a_probe_are_scored_by_the_protocol(run, root, command):
         " --device cpu --epochs 1"
     )
     assert read_results(root / "probe/results.json").setting == "swig"
+
+
+def test_annotated_candidates(run, root, command):
+    """The published protocol of transductive settings; the results record it."""
+    command("eoid-cache build toy --out annotated --candidates annotated --clip-model toy")
+    cache = open_cache(root / "annotated")
+    vocabulary = open_dataset(root / "toy").vocabulary
+    for annotation in open_dataset(root / "toy").load("train").annotations:
+        pairs = cache[annotation.image_id].pairs
+        # People are no object of the toy dataset's interactions.
+        is_person = annotation.labels == vocabulary.person
+        num_pairs = is_person.sum() * (~is_person).sum()
+        assert num_pairs == (pairs.sources == PROPOSED).sum() > 0
+    command(
+        "eoid-train student --data toy --cache annotated --split ua --preset toy --epochs 1"
+        " --batch-size 4 --workers 0 --device cpu --out annotated-run"
+    )
+    assert read_results(root / "annotated-run/results.json").protocol == "annotated"
+    assert read_results(run / "results.json").protocol == "detector"

@@ -109,6 +109,8 @@ def test_absolute_configurations(tmp_path, monkeypatch):
         "hf:model": f"hf:{tmp_path}/model",
         "hf:owner/name": "hf:owner/name",
         "hf:detr": "hf:detr",
+        "hf-zero-shot:model": f"hf-zero-shot:{tmp_path}/model",
+        "hf-zero-shot:owner/name": "hf-zero-shot:owner/name",
         "own.code:Model": f"{tmp_path}/own.code:Model",
         "toy": "toy",
     }.items():

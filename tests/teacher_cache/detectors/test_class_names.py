@@ -59,3 +59,10 @@ def test_other_spellings_of_objects():
     labels, spellings = match_class_names(list(OTHER_SPELLINGS), coco)
     assert (labels >= 0).all() and len(spellings) == len(OTHER_SPELLINGS)
     assert match_class_names(["motorbike"], load_vocabulary("toy"))[1] == {}
+
+
+def test_names_that_differ_in_case_only():
+    swig = load_vocabulary("swig-hoi")
+    labels, _ = match_class_names(["Crown", "crown", "CROWN", "Ball n02778669"], swig)
+    assert [swig.objects[label] for label in labels[:2]] == ["Crown", "crown"]
+    assert labels[2] in labels[:2] and swig.objects[labels[3]] == "ball_n02778669"

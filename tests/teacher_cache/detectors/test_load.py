@@ -148,11 +148,12 @@ def test_detectors_that_cannot_be_loaded(folder, vocabulary, name, options, text
     assert "\n" not in str(caught.value)
 
 
-def test_without_transformers(vocabulary, monkeypatch):
+@pytest.mark.parametrize("prefix", ["hf:", "hf-zero-shot:"])
+def test_without_transformers(vocabulary, monkeypatch, prefix):
     monkeypatch.delitem(sys.modules, "teacher_cache.detectors.transformers", raising=False)
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(InputError, match=r"--detector: .* transformers .*pip install '\.\[hf\]'"):
-        load_detector(DetectorConfig("hf:owner/name"), vocabulary, CPU)
+        load_detector(DetectorConfig(f"{prefix}owner/name"), vocabulary, CPU)
 
 
 def test_settings_without_a_detector(shared_dataset, folder):
