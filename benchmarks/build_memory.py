@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.program import run_main
-from pipeline.toy.generate import PART_PATHS, write_toy
+from pipeline.toy.generate import LAYOUTS, write_toy
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import read_json, write_json
 from teacher_cache.reader.format import SHARDS
@@ -107,7 +107,7 @@ def enlarge(root: Path, name: str, side: int, save: Callable[[Image.Image, Path]
 
     The file keeps its name; readers recognise formats by their content.
     """
-    images, annotations = (root / path for path in PART_PATHS["train"])
+    images, annotations = (root / path for path in LAYOUTS["hico"]["train"])
     with Image.open(images / name) as image:
         factor = side / image.width
         large = image.convert("RGB").resize((side, side), Image.Resampling.NEAREST)
@@ -126,7 +126,7 @@ def large_image(folder: Path, megapixels: float, count: int, form: str) -> int:
     (none for the comparison)."""
     root = folder / "toy"
     write_toy(root, train=4, test=1, seed=0, workers=1)
-    for entry in read_json(root / PART_PATHS["train"][1])[:count]:
+    for entry in read_json(root / LAYOUTS["hico"]["train"][1])[:count]:
         enlarge(root, entry["file_name"], round((megapixels * 1e6) ** 0.5), FORMATS[form])
     return build(root, folder / "cache")[1]
 

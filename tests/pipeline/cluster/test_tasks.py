@@ -120,16 +120,20 @@ def test_a_job_with_a_folder_of_its_own_leaves_the_shards_of_others(progress):
     assert drain(queue, progress) == [1, 4]
 
 
+class Letter(str):
+    name = property(str.__str__)
+
+
 @pytest.mark.parametrize("share", [None, ArrayShare(1, 2)])
 def test_postponed_tasks_come_last(share, progress):
     counted = []
     progress.update, progress.extend = counted.append, lambda count: counted.append(-count)
-    queue = TaskQueue(list("abcd"), {"A"}.__contains__, share)
+    queue = TaskQueue([Letter(name) for name in "abcd"], {"A"}.__contains__, share)
     rows = []
     while (row := queue.pop(progress)) is not None:
         rows.append(row)
         first = queue.tasks[row].islower() and row < 3
-        if queue.put(row, Postponed(queue.tasks[row].upper()) if first else Record()):
+        if queue.put(row, Postponed(Letter(queue.tasks[row].upper())) if first else Record()):
             counted.append(1)
     # Another job has finished the first one meanwhile.
     assert rows == ([0, 1, 2, 3, 1, 2] if share is None else [1, 3, 0, 2, 1, 2])
