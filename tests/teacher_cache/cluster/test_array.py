@@ -92,6 +92,9 @@ def test_a_killed_job_of_those_that_run_at_the_same_time(
     for job in jobs:
         job.join()
     assert jobs[0].exitcode == jobs[2].exitcode == 0
+    # The others make the killed job's shards too, so that it may still have been writing its plan.
+    for file in config.out.glob(".build.json.*.tmp"):
+        file.unlink()
     assert contents(config.out) == contents(reference_cache)
 
 
