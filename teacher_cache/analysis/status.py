@@ -158,7 +158,9 @@ class StatusReader:
             raise InputError(f"{folder}: expected a cache folder, found {found}")
         # The manifest comes first: a build that writes it a moment later has not finished yet.
         manifest, plan = self._read_json(MANIFEST, read_manifest), self._read_json(PLAN, read_plan)
-        if manifest is plan is None and not self._problems and not is_new_folder(folder):
+        # A build that has written its plan since the reading is one that starts.
+        is_cache = is_new_folder(folder) or any((folder / n).is_file() for n in (PLAN, MANIFEST))
+        if manifest is plan is None and not self._problems and not is_cache:
             raise InputError(
                 f"{folder}: expected a cache folder with {PLAN} or {MANIFEST}, found neither"
             )

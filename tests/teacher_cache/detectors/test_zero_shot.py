@@ -178,7 +178,7 @@ def plain_model(folder):
 def assert_equal(found, expected):
     np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-2)
     np.testing.assert_array_equal(found.labels, expected.labels)
-    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
 
 
 def edit_json(file, **changes):
@@ -204,7 +204,7 @@ def test_owl_finds_what_one_pass_of_transformers_with_all_names_finds(folders, v
         assert len(boxes.boxes) == inside.sum() > 5
         np.testing.assert_allclose(boxes.boxes, plain[inside], atol=1e-3)
         np.testing.assert_array_equal(boxes.labels, expected["labels"].numpy()[inside])
-        np.testing.assert_allclose(boxes.scores, expected["scores"].numpy()[inside], atol=1e-5)
+        np.testing.assert_allclose(boxes.scores, expected["scores"].numpy()[inside], atol=1e-4)
         labels |= set(boxes.labels.tolist())
     assert len(labels) > 1
 
@@ -234,7 +234,7 @@ def test_grounding_dino_gives_a_box_its_best_name(folders, vocabulary, name):
         assert len(boxes.boxes) == inside.sum() > 5
         np.testing.assert_allclose(boxes.boxes, plain[inside], atol=1e-2)
         np.testing.assert_array_equal(boxes.labels, labels[order].numpy()[inside])
-        np.testing.assert_allclose(boxes.scores, scores[order].numpy()[inside], atol=1e-5)
+        np.testing.assert_allclose(boxes.scores, scores[order].numpy()[inside], atol=1e-4)
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -280,7 +280,7 @@ def test_prompts_of_grounding_dino_are_merged(folders, vocabulary):
     # As many as one pass finds.
     best = scores.argsort(descending=True)[:12]
     best = best[is_best_name(boxes[best], scores[best], chunks[best])]
-    np.testing.assert_allclose(np.sort(found.scores), np.sort(scores[best].numpy()), atol=1e-5)
+    np.testing.assert_allclose(np.sort(found.scores), np.sort(scores[best].numpy()), atol=1e-4)
     assert len(set(found.labels.tolist())) > 1
     # The names of a prompt depend on each other, so that its size is in the fingerprint.
     together = load(folder, vocabulary, classes=names)
