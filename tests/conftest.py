@@ -126,6 +126,23 @@ def pytest_collection_finish(session):
             emulated_cuda.prepare_torch()
 
 
+@pytest.fixture(scope="module")
+def traced():
+    """Traces the detector of a file once for both formats of exports; tracing takes long."""
+    from student.inference import export
+
+    real, known = export.trace_detector, {}
+
+    def once(detector):
+        if detector.file not in known:
+            known[detector.file] = real(detector)
+        return known[detector.file]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "trace_detector", once)
+        yield
+
+
 @pytest.fixture
 def emulate_cuda():
     """`with emulate_cuda(devices=1) as gpu:` emulates a GPU; `gpu` counts kernels and host waits.

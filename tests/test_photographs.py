@@ -432,13 +432,15 @@ def test_the_published_sizes_and_augmentation(photos, detector, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("form", "ending"), [("onnx", "onnx"), ("torch-export", "pt2")])
-def test_an_exported_detector_runs_on_a_photograph(photos, students, form, ending, tmp_path):
-    file = tmp_path / f"detector.{ending}"
-    run(predict_main, students("toy"), "--export", form, file)
+def test_an_exported_detector_runs_on_a_photograph(
+    photos, students, traced, form, ending, tmp_path
+):
+    file, student = tmp_path / f"detector.{ending}", students("published")
+    run(predict_main, student, "--export", form, file)
     path = photos / "images" / RIDERS
     pixels = np.asarray(read_image(path)).transpose(2, 0, 1)
     height, width = pixels.shape[1:]
-    # Sides are multiples of 8; the rest is padding.
+    # The rest is padding.
     images = np.zeros((1, 3, height + -height % 8, width + -width % 8), np.float32)
     images[0, :, :height, :width] = pixels / 255
     sizes = np.array([[height, width]])
@@ -450,7 +452,7 @@ def test_an_exported_detector_runs_on_a_photograph(photos, students, form, endin
     else:
         module = torch.export.load(file).module()
         scores = module(torch.from_numpy(images), torch.from_numpy(sizes))["scores"].numpy()
-    expected = Detector.open(students("toy"), "cpu")(path, threshold=0.0, top=10).scores
+    expected = Detector.open(student, "cpu")(path, threshold=0.0, top=10).scores
     np.testing.assert_allclose(scores[0, :10], expected, atol=1e-4)
 
 

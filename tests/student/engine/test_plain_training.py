@@ -21,7 +21,7 @@ PUBLISHED = {
     "ema": 0.0,
     "dropout": 0.0,
     "epochs": 1000,
-    "batch_size": 4,
+    "batch_size": 2,
 }
 STEPS, SAME_MATCHES = 50, 20
 

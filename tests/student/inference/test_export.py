@@ -75,21 +75,6 @@ def detector(request, kind):
     return request.getfixturevalue(f"{kind}_detector")
 
 
-@pytest.fixture(scope="module")
-def traced():
-    """Traces each detector once for both formats, since tracing takes most of the time."""
-    real, known = export.trace_detector, {}
-
-    def once(detector):
-        if detector not in known:
-            known[detector] = real(detector)
-        return known[detector]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "trace_detector", once)
-        yield
-
-
 @pytest.fixture(
     scope="module", params=[pytest.param(form, marks=pytest.mark.slow) for form in ENDINGS]
 )
