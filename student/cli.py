@@ -394,7 +394,7 @@ def print_config(preset: str) -> None:
 )
 @cloup.option_group(
     "Model",
-    option("--prompts", type=PATH, help="File of eoid-cache prompts with further actions."),
+    option("--prompts", type=PATH, help="File of eoid-cache prompts with further classes."),
     num_heads_option,
 )
 @cloup.option_group("Scoring", scoring_options)

@@ -72,7 +72,7 @@ class ModelConfig(CheckedSettings):
         person: index of the object class person.
         pair_people: with queries from proposals, people are objects of pairs too.
         text_dim, num_texts, text_model: size D and number R of the text embeddings, and their CLIP
-            model; 0 and empty for a linear head.
+            model; 0 and empty for linear heads.
     """
 
     num_objects: int = 80
@@ -132,13 +132,23 @@ class ModelConfig(CheckedSettings):
         " can be added after training.",
         choices=("linear", "text"),
     )
+    object_head: str = setting(
+        "linear",
+        "Object classifier: a linear layer, or similarity with CLIP text embeddings, to which"
+        " objects can be added after training.",
+        choices=("linear", "text"),
+    )
+
+    @property
+    def has_text_head(self) -> bool:
+        return "text" in (self.verb_head, self.object_head)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.person < self.num_objects:
             expected = f"a number from 0 to {self.num_objects - 1}"
             raise InputError(f"person: expected {expected}, found {self.person}")
-        for name in ("text_dim", "num_texts") if self.verb_head == "text" else ():
+        for name in ("text_dim", "num_texts") if self.has_text_head else ():
             if not getattr(self, name):
                 raise InputError(f"{name}: expected at least 1, found 0")
         if self.hidden_dim % self.num_heads or self.hidden_dim % 4:
@@ -219,11 +229,11 @@ class LossConfig(CheckedSettings):
     matching_weight: float = setting(1.0, "With a matching head: weight of its loss.", low=0)
     embedding_weight: float = setting(
         0.0,
-        "With --verb-head text: weight of the distance between a matched query's embedding and the"
+        "With a text head: weight of the distance between a matched query's embedding and the"
         " teacher's embedding of the region.",
         low=0,
         group=DISTILLATION,
-        default_text="1 with --verb-head text, otherwise 0",
+        default_text="1 with --verb-head or --object-head text, otherwise 0",
     )
     no_pair_weight: float = setting(
         0.1, 'Class weight of "no pair" in the object classification loss.', low=0

@@ -130,6 +130,11 @@ def inspect(**options: Any) -> None:
     metavar="NAME|FILE",
     help="Add the actions that this vocabulary has and the cache lacks.",
 )
+@option(
+    "--new-objects",
+    is_flag=True,
+    help="Accept objects that the cache lacks, for students with --object-head text.",
+)
 @option("--out", required=True, type=FILE, help="The file to write.")
 @option(
     "--template",
@@ -150,7 +155,7 @@ def inspect(**options: Any) -> None:
 @device_option
 @config_option
 def prompts(**options: Any) -> None:
-    """Encode prompts of new actions, for students with --verb-head text."""
+    """Encode prompts of new actions and objects, for students with a text head."""
     from teacher_cache.maintenance.add_prompts import create_prompts_file
 
     create_prompts_file(**options)

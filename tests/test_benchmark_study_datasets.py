@@ -93,6 +93,38 @@ def test_only_the_verb_is_removed(derive):
     assert removed > 0
 
 
+def test_only_the_objects_are_removed(derive):
+    names = ("bike", "umbrella")
+    whole, smaller = derive("without-objects", ",".join(names))
+    old, new = whole.vocabulary, smaller.vocabulary
+    assert new.objects == tuple(name for name in old.objects if name not in names)
+    assert new.verbs == old.verbs and set(new.interaction_names) == {
+        pair for pair in old.interaction_names if pair[1] not in names
+    }
+    removed = 0
+    for part in ("train", "test"):
+        assert paths(smaller, part) == paths(whole, part)
+        pairs = zip(smaller.load(part).annotations, whole.load(part).annotations, strict=True)
+        for mine, theirs in pairs:
+            expected = [row for row in _labels(theirs, old) if row[1] not in names]
+            assert _labels(mine, new) == expected
+            assert not {new.objects[label] for label in mine.labels} & {*names}
+            removed += len(theirs.hois) - len(mine.hois)
+    assert removed > 0
+
+
+def _labels(annotation, vocabulary):
+    """Verb, object, and both boxes of every label."""
+    return [
+        (
+            vocabulary.verbs[verb],
+            vocabulary.objects[annotation.labels[thing]],
+            *annotation.boxes[[human, thing]].flatten().tolist(),
+        )
+        for human, thing, verb in annotation.hois
+    ]
+
+
 def _named(hois, vocabulary):
     return [(human, thing, vocabulary.verbs[verb]) for human, thing, verb in hois]
 

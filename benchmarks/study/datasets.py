@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,19 +86,44 @@ def draw_images(
 @click.option("--out", type=Path, required=True)
 def without_verb(verb: str, toy: Path, out: Path) -> None:
     """All images; vocabulary and labels lack a verb."""
+    vocabulary = open_dataset(toy).vocabulary
+    _write_smaller(
+        toy,
+        out,
+        remove_verb(vocabulary, verb),
+        lambda entry: {**entry, "hoi_annotation": _remove_labels(entry, vocabulary, verb)},
+    )
+
+
+@main.command()
+@click.argument("objects")
+@click.argument("toy", type=Path)
+@click.option("--out", type=Path, required=True)
+def without_objects(objects: str, toy: Path, out: Path) -> None:
+    """All images; vocabulary, boxes and labels lack some objects, such as bike,umbrella."""
+    vocabulary, names = open_dataset(toy).vocabulary, objects.split(",")
+    removed = {vocabulary.category_ids[vocabulary.objects.index(name)] for name in names}
+    _write_smaller(
+        toy, out, remove_objects(vocabulary, names), lambda entry: _remove_boxes(entry, removed)
+    )
+
+
+def _write_smaller(
+    toy: Path,
+    out: Path,
+    vocabulary: dict[str, Any],
+    reduce: Callable[[dict[str, Any]], dict[str, Any]],
+) -> None:
+    """Writes a dataset of all images with a smaller vocabulary and reduced annotations."""
     dataset = open_dataset(toy)
     parts: dict[str, Part] = {}
     for part in ("train", "test"):
         section = dataset.part(part)
         assert section.annotations is not None
-        entries = [
-            {**entry, "hoi_annotation": _remove_labels(entry, dataset.vocabulary, verb)}
-            for entry in read_json(section.annotations)
-        ]
-        write_json(out / f"{part}.json", entries)
+        write_json(out / f"{part}.json", list(map(reduce, read_json(section.annotations))))
         parts[part] = (section.images.resolve(), Path(f"{part}.json"))
-    write_json(out / "vocabulary.json", remove_verb(dataset.vocabulary, verb))
-    _write_dataset_toml(out, f"toy without {verb}", "vocabulary.json", parts)
+    write_json(out / "vocabulary.json", vocabulary)
+    _write_dataset_toml(out, vocabulary["name"], "vocabulary.json", parts)
 
 
 def remove_verb(vocabulary: Vocabulary, verb: str) -> dict[str, Any]:
@@ -110,6 +135,35 @@ def remove_verb(vocabulary: Vocabulary, verb: str) -> dict[str, Any]:
         [v - (v > removed), o] for v, o in vocabulary.interactions if v != removed
     ]
     return {**value, "name": f"{vocabulary.name} without {verb}", "splits": {}, "rare": []}
+
+
+def remove_objects(vocabulary: Vocabulary, names: Sequence[str]) -> dict[str, Any]:
+    """Content of a vocabulary file without some of the vocabulary's objects."""
+    kept = [label for label, name in enumerate(vocabulary.objects) if name not in names]
+    value = vocabulary.to_dict()
+    value["objects"] = [value["objects"][label] for label in kept]
+    value["interactions"] = [[v, kept.index(o)] for v, o in vocabulary.interactions if o in kept]
+    title = f"{vocabulary.name} without {' and '.join(names)}"
+    return {**value, "name": title, "splits": {}, "rare": []}
+
+
+def _remove_boxes(entry: dict[str, Any], category_ids: set[int]) -> dict[str, Any]:
+    """An image's entry without the boxes of some categories and without their labels."""
+    boxes = entry["annotations"]
+    kept = [row for row, box in enumerate(boxes) if box["category_id"] not in category_ids]
+    return {
+        **entry,
+        "annotations": [boxes[row] for row in kept],
+        "hoi_annotation": [
+            {
+                "subject_id": kept.index(label["subject_id"]),
+                "object_id": kept.index(label["object_id"]),
+                "category_id": label["category_id"],
+            }
+            for label in entry["hoi_annotation"]
+            if label["object_id"] in kept
+        ],
+    }
 
 
 def _remove_labels(

@@ -177,6 +177,16 @@ def _extra(dataset: Artifact, cache: Artifact, split: str, options: str = "") ->
 TEXT_HEAD, TEXT_EPOCHS = "--verb-head text", 5
 
 
+def _evaluated(name: str, run: Artifact, prompt: Artifact) -> Artifact:
+    """Scores of a student that is given further classes by a prompts file."""
+    return Artifact(
+        name,
+        "eoid-train evaluate <student> --data <toy> --out <out> --prompts <prompt>/prompts.h5"
+        " --overwrite",
+        {"student": run, "toy": TOY, "prompt": prompt},
+    )
+
+
 def _new_verb(verb: str) -> tuple[Variant, Variant]:
     """Scores of a verb that is absent in training, from its own prompt and from other prompts."""
     dataset = derived_dataset(f"without-{verb}", f"without-verb {verb}", TOY)
@@ -188,12 +198,7 @@ def _new_verb(verb: str) -> tuple[Variant, Variant]:
         " --out <out>/prompts.h5 --overwrite",
         {"cache": source},
     )
-    own = Artifact(
-        f"own-{verb}",
-        "eoid-train evaluate <student> --data <toy> --out <out> --prompts <prompt>/prompts.h5"
-        " --overwrite",
-        {"student": run, "toy": TOY, "prompt": prompt},
-    )
+    own = _evaluated(f"own-{verb}", run, prompt)
     others = Artifact(
         f"others-{verb}",
         "python -m benchmarks.study.other_prompts <student> --cache <cache> --data <toy>"
@@ -203,6 +208,25 @@ def _new_verb(verb: str) -> tuple[Variant, Variant]:
     name = VOCABULARY.verb_ings[VOCABULARY.verbs.index(verb)]
     control = f"{name}: others' sentences"
     return Variant(f"{name}: its own sentence", own, control), Variant(control, others)
+
+
+# The two objects of split UO, for students whose vocabulary, labels and detector lack them.
+NEW_OBJECTS = "bike,umbrella"
+OBJECT_HEAD = "--object-head text"
+WITHOUT_OBJECTS = derived_dataset("without-objects", f"without-objects {NEW_OBJECTS}", TOY)
+WITHOUT_OBJECTS_CACHE = cache("without-objects", dataset=WITHOUT_OBJECTS)
+OBJECT_PROMPTS = Artifact(
+    "sentences-objects",
+    "eoid-cache prompts <cache> --vocabulary toy --new-objects --out <out>/prompts.h5 --overwrite",
+    {"cache": WITHOUT_OBJECTS_CACHE},
+)
+
+
+def _new_objects(options: str = "") -> Artifact:
+    """Scores of two objects that are absent in training and named by their sentences."""
+    options = f"{OBJECT_HEAD} {options}".strip()
+    run = student(options, WITHOUT_OBJECTS_CACHE, "full", WITHOUT_OBJECTS, TEXT_EPOCHS)
+    return _evaluated("named-objects", run, OBJECT_PROMPTS)
 
 
 # The published settings of queries, matching and distillation, with the toy preset's backbone,
@@ -392,6 +416,29 @@ EXPERIMENTS = (
         f"Actions that are absent in training, detected by a prompt ({TEXT_EPOCHS} epochs)",
         tuple(row for verb in ("jump", "kick", "throw", "carry") for row in _new_verb(verb)),
         "Not in the paper, whose actions are fixed when a student is trained.",
+    ),
+    Experiment(
+        "object-head",
+        "Object head: one weight vector per object, or text embeddings, with two objects unlabelled"
+        f" ({TEXT_EPOCHS} epochs)",
+        (
+            Variant("weights (linear)", student(split="uo", epochs=TEXT_EPOCHS)),
+            Variant(
+                "sentences (text)",
+                student(OBJECT_HEAD, split="uo", epochs=TEXT_EPOCHS),
+                "weights (linear)",
+            ),
+            Variant(
+                "sentences, both heads",
+                student(f"{TEXT_HEAD} {OBJECT_HEAD}", split="uo", epochs=TEXT_EPOCHS),
+                "weights (linear)",
+            ),
+            Variant("the teacher, annotated pairs of training images", teacher_score(CACHE, "uo")),
+            Variant("sentences, objects absent in training", _new_objects()),
+            Variant("sentences, both heads, objects absent in training", _new_objects(TEXT_HEAD)),
+        ),
+        "The paper has a linear head. In its UO split, as in the first rows here, the detector that"
+        " proposes pairs knows the unlabelled objects.",
     ),
     Experiment(
         "recipe",

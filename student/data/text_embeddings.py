@@ -1,16 +1,16 @@
-"""Text embeddings, initial scale and settings of the text verb head, from the teacher cache."""
+"""Text embeddings, initial scale and settings of the text heads, from the teacher cache."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from pipeline.utils.errors import InputError
 from pipeline.vocabulary import Vocabulary
-from student.models.text_head import TextEmbeddings, TextVerbHead
+from student.models.text_head import TextEmbeddings, TextHead
 from teacher_cache.reader.cache import TeacherCache
 from teacher_cache.reader.soft_targets import action_probabilities
 
@@ -20,7 +20,10 @@ MAX_PAIRS = 20_000
 
 
 def build_text_embeddings(
-    vocabulary: Vocabulary, embeddings: np.ndarray, file: object
+    vocabulary: Vocabulary,
+    embeddings: np.ndarray,
+    file: object,
+    has_sentence: np.ndarray | None = None,
 ) -> TextEmbeddings:
     """Text embeddings of every verb with every object.
 
@@ -31,6 +34,8 @@ def build_text_embeddings(
         vocabulary: of H interactions.
         embeddings: (H, D) text embeddings of the interactions.
         file: named in errors.
+        has_sentence: (H,) bool, False where an embedding is the mean of a verb and so tells nothing
+            about the object; None for none.
 
     Raises:
         InputError: a verb has no interaction, hence no sentence.
@@ -46,27 +51,35 @@ def build_text_embeddings(
     means /= np.linalg.norm(means, axis=1, keepdims=True)
     table = vocabulary.interaction_ids
     by_verb = vocabulary.num_interactions + np.arange(vocabulary.num_verbs)[:, None]
+    labels = np.full(len(embeddings) + len(means), vocabulary.num_objects)
+    labels[: len(embeddings)] = [label for _, label in vocabulary.interactions]
+    if has_sentence is not None:
+        labels[: len(embeddings)][~has_sentence] = vocabulary.num_objects
     return TextEmbeddings(
         texts=torch.from_numpy(np.concatenate([embeddings, means]).astype(np.float32)),
         rows=torch.from_numpy(np.where(table >= 0, table, by_verb).T.copy()),
+        labels=torch.from_numpy(labels),
     )
 
 
 def text_head_options(
     options: dict[str, Any], cache: TeacherCache, vocabulary: Vocabulary
 ) -> dict[str, Any]:
-    """Fields of the recipe that follow from the cache for a student with a text verb head.
+    """Fields of the recipe that follow from the cache for a student with a text head.
 
-    None for a linear verb head; `options` are the fields that the user set.
+    None for linear heads; `options` are the fields that the user set.
 
     Raises:
-        InputError: an embedding weight with a linear head or without distillation, or a cache
+        InputError: an embedding weight with linear heads or without distillation, or a cache
             without text embeddings, region embeddings or without the name of its CLIP model.
     """
     weight = options.get("embedding_weight")
-    if options.get("verb_head", "linear") != "text":
+    heads = [name for name in ("verb_head", "object_head") if options.get(name) == "text"]
+    if not heads:
         if weight is not None:
-            raise InputError("--embedding-weight: expected --verb-head text as well, found none")
+            raise InputError(
+                "--embedding-weight: expected --verb-head or --object-head text as well, found none"
+            )
         return {}
     distillation = options.get("distillation", True)
     if weight and not distillation:
@@ -75,8 +88,8 @@ def text_head_options(
         weight = DEFAULT_EMBEDDING_WEIGHT if distillation else 0.0
     if cache.text_model is None:
         raise InputError(
-            f"{cache.path}: expected text embeddings of a named model for --verb-head text, found"
-            " none"
+            f"{cache.path}: expected text embeddings of a named model for"
+            f" --{heads[0].replace('_', '-')} text, found none"
         )
     if weight and not cache.has_embeddings:
         raise InputError(
@@ -91,19 +104,19 @@ def text_head_options(
     }
 
 
-def init_text_head(head: nn.Module, cache: TeacherCache, vocabulary: Vocabulary) -> None:
-    """Initialises a new `TextVerbHead` with a cache's text embeddings, and its scale and margin.
+def init_text_heads(heads: Sequence[TextHead], cache: TeacherCache, vocabulary: Vocabulary) -> None:
+    """Initialises new text heads with a cache's text embeddings, and their scale and margin.
 
     The teacher's softmax over the verbs of an object is exp(logit - normaliser), where the
-    normaliser depends on the region. The head, a sigmoid, starts with the mean normaliser as its
-    margin, so that it gives the teacher's embeddings about the teacher's probabilities.
+    normaliser depends on the region. The verb head, a sigmoid, starts with the mean normaliser as
+    its margin, so that it gives the teacher's embeddings about the teacher's probabilities. With
+    the same margin the object head gives a region's object a logit near that of "no pair".
 
     Raises:
         InputError: a verb has no interaction, or the cache is damaged.
     """
-    assert isinstance(head, TextVerbHead)
     text = cache.prompt_embeddings
-    head.set_texts(build_text_embeddings(vocabulary, text.embeddings, cache.path))
+    texts = build_text_embeddings(vocabulary, text.embeddings, cache.path)
     embeddings, labels = _region_embeddings(cache)
     if not len(labels):
         # Without region embeddings the text embeddings are used in their place.
@@ -118,7 +131,9 @@ def init_text_head(head: nn.Module, cache: TeacherCache, vocabulary: Vocabulary)
     # log(probability) = logit - log(sum of exp(logits)), for any of the object's verbs.
     normaliser = logits[valid, hois] - np.log(probs[valid, verbs[valid]])
     margin = normaliser.mean() / text.logit_scale if valid.any() else 0.0
-    head.init_scale(text.logit_scale, float(margin))
+    for head in heads:
+        head.set_texts(texts)
+        head.init_scale(text.logit_scale, float(margin))
 
 
 def _region_embeddings(cache: TeacherCache) -> tuple[np.ndarray, np.ndarray]:

@@ -22,7 +22,7 @@ from pipeline.utils.logging import get_logger
 from pipeline.utils.text import count_noun
 from student.data.dataset import TrainingDataset
 from student.data.few_shot import list_few_shot
-from student.data.text_embeddings import init_text_head
+from student.data.text_embeddings import init_text_heads
 from student.data.transforms import normalise
 from student.engine.checkpointing import (
     FEW_SHOT_FILE,
@@ -78,8 +78,8 @@ def run_student(config: RunConfig) -> Results | None:
         configure_device(device, recipe.train.precision)
         torch.manual_seed(recipe.train.seed)
         model = HOIDetector(recipe.model)
-        if recipe.model.verb_head == "text":
-            init_text_head(model.verb_head, inputs.cache, vocabulary)
+        if recipe.model.has_text_head:
+            init_text_heads(model.text_heads, inputs.cache, vocabulary)
         source = None if config.resume in RESUME_MODES else config.resume
         digests = context.broadcast(lambda: _weights_digests(config))
         plan = inputs.plan(*digests, source)

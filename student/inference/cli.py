@@ -139,7 +139,10 @@ def _write_batch_script(context: click.Context, _: click.Parameter, folder: Path
     option(
         "--prompts",
         type=PATH,
-        help="File of eoid-cache prompts with further actions, for students with --verb-head text.",
+        help=(
+            "File of eoid-cache prompts with further actions or objects, for students with"
+            " --verb-head text or --object-head text."
+        ),
     ),
     option(
         "--vocabulary",

@@ -87,7 +87,7 @@ class Detector:
         predictor: the model with its settings, on its device.
         file: the checkpoint.
         split: the split that defines "unseen"; None where it is unknown.
-        prompts: the prompts file of added actions, None without.
+        prompts: the prompts file of added actions and objects, None without.
         vocabulary: names of the indices in results.
         unseen: interactions of the vocabulary without a label in training; empty where the split is
             unknown.
@@ -133,8 +133,8 @@ class Detector:
                 the shipped vocabulary with its numbers of classes.
             split: name or TOML file of the split that defines "unseen"; None takes the run's.
             num_heads: attention heads of a published checkpoint whose `args` do not name them.
-            prompts: prompts file of `eoid-cache prompts` with further actions, for a student that
-                was trained with `--verb-head text`.
+            prompts: prompts file of `eoid-cache prompts` with further actions or objects, for a
+                student that was trained with `--verb-head text` or `--object-head text`.
 
         Raises:
             InputError: the file is not a detector's checkpoint, the device does not exist, or

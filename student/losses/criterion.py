@@ -27,6 +27,11 @@ from student.utils.distributed import average_counts
 EPSILON = 1e-4
 # Name of the number of images beside the losses of each dataset; see `sum_by_dataset`.
 IMAGE_COUNT = "images"
+# Losses on the teacher's region embeddings, and the outputs of the text heads that have them.
+EMBEDDING_TERMS = {
+    "embedding": "pred_verb_embeddings",
+    "object_embedding": "pred_object_embeddings",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +85,7 @@ class Criterion:
             "interactive": config.interactive_weight,
             "matching": config.matching_weight,
             "embedding": config.embedding_weight,
+            "object_embedding": config.embedding_weight,
         }
 
     def __call__(self, outputs: dict[str, Any], batch: Targets) -> Losses:
@@ -96,8 +102,9 @@ class Criterion:
         }
         if "pred_matching_logits" in layers:
             terms["matching"] = _matching_loss(layers["pred_matching_logits"], matches, mask)
-        if "pred_verb_embeddings" in layers and batch.region_embeddings.shape[-1]:
-            terms["embedding"] = _embedding_loss(layers["pred_verb_embeddings"], batch, matches)
+        for name, output in EMBEDDING_TERMS.items():
+            if output in layers and batch.region_embeddings.shape[-1]:
+                terms[name] = _embedding_loss(layers[output], batch, matches)
         losses = _normalise(terms)
         by_name = {name: loss.sum(1) for name, loss in losses.items()}
         weighted = {name: self.weights[name] * loss.sum() for name, loss in by_name.items()}

@@ -22,7 +22,7 @@ from student.models.backbone import build_backbone, map_stride, proposal_map
 from student.models.padding import feature_padding_mask, mask_padding, pad_images, resize_mask
 from student.models.proposal_queries import ProposalQueries
 from student.models.queries import LearnedQueries, QueryInputs
-from student.models.text_head import TextVerbHead
+from student.models.text_head import TextHead, TextObjectHead, TextVerbHead
 from student.models.transformer import Decoder, Encoder, SinePositionEncoding
 
 Outputs = dict[str, Any]
@@ -60,7 +60,11 @@ class HOIDetector(nn.Module):
         self.interaction_decoder = Decoder(config, config.num_interaction_layers)
         self.human_box_head = _box_head(d)
         self.object_box_head = _box_head(d)
-        self.object_head = nn.Linear(d, config.num_objects + 1)
+        self.object_head = (
+            TextObjectHead(config)
+            if config.object_head == "text"
+            else nn.Linear(d, config.num_objects + 1)
+        )
         self.verb_head = (
             TextVerbHead(config) if config.verb_head == "text" else nn.Linear(d, config.num_verbs)
         )
@@ -101,8 +105,8 @@ class HOIDetector(nn.Module):
               unpadded image;
             - `pred_interactive_logits` (B, Q, 2), index 1 is interactive;
             - `pred_matching_logits` (B, Q, 2), only with a matching head;
-            - `pred_verb_embeddings` (B, Q, D), normalised, in the space of the text embeddings,
-              only with a text verb head;
+            - `pred_verb_embeddings` and `pred_object_embeddings` (B, Q, D), normalised, in the
+              space of the text embeddings, only with a text head of verbs or of objects;
             - `aux_outputs`, a list of the same dicts for the layers before the last;
             - `proposals`, the `ProposalOutputs`, only with queries from proposals.
         """
@@ -145,6 +149,11 @@ class HOIDetector(nn.Module):
         layers = self._apply_heads(pair_features[-depth:], verb_features[-depth:], queries)
         by_layer = [{name: value[i] for name, value in layers.items()} for i in range(depth)]
         return {**by_layer[-1], **queries.outputs, "aux_outputs": by_layer[:-1]}
+
+    @property
+    def text_heads(self) -> list[TextHead]:
+        """The heads that compare with text embeddings."""
+        return [h for h in (self.verb_head, self.object_head) if isinstance(h, TextHead)]
 
     def _padding_invariant_maps(
         self, pixels: Tensor, padding: Tensor
@@ -209,9 +218,15 @@ class HOIDetector(nn.Module):
         Returns:
             (L, B, Q, ...) by the names of `forward`.
         """
-        object_logits, embeddings = self.object_head(pair_features), None
+        embeddings: dict[str, Tensor] = {}
+        if isinstance(self.object_head, TextObjectHead):
+            object_logits, embeddings["pred_object_embeddings"] = self.object_head(pair_features)
+        else:
+            object_logits = self.object_head(pair_features)
         if isinstance(self.verb_head, TextVerbHead):
-            verb_logits, embeddings = self.verb_head(verb_features, object_logits)
+            verb_logits, embeddings["pred_verb_embeddings"] = self.verb_head(
+                verb_features, object_logits
+            )
         else:
             verb_logits = self.verb_head(verb_features)
         layers = {
@@ -227,9 +242,7 @@ class HOIDetector(nn.Module):
         }
         if self.matching_head is not None:
             layers["pred_matching_logits"] = self.matching_head(pair_features)
-        if embeddings is not None:
-            layers["pred_verb_embeddings"] = embeddings
-        return layers
+        return {**layers, **embeddings}
 
 
 def _image_sizes(padding: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Opening trained detectors: run folders, student checkpoints, published EoID and CDN checkpoints.
 
-A student with a text verb head can be given further actions by sentence embeddings of the same
-CLIP (`add_actions`), without any training.
+A student with a text head can be given further actions or objects by sentence embeddings of the
+same CLIP (`add_actions`), without any training.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from pipeline.splits import FULL, Split, load_split
-from pipeline.utils.errors import InputError, bad_field
+from pipeline.utils.errors import InputError
 from pipeline.utils.text import count_noun
 from pipeline.utils.weights import read_checkpoint
 from pipeline.vocabulary import BUILTIN_VOCABULARIES, Vocabulary, load_vocabulary, normalise_name
 from student.config import Recipe, get_preset
 from student.data.text_embeddings import build_text_embeddings
 from student.models.detector import HOIDetector
-from student.models.text_head import TextVerbHead
+from student.models.text_head import TextObjectHead, TextVerbHead
 from student.weights.checkpoint_file import (
     build_model,
     is_student_checkpoint,
@@ -146,27 +146,29 @@ def _shipped_vocabulary(model: HOIDetector, file: Path) -> Vocabulary:
 def add_actions(
     loaded: LoadedModel, file: Path, prompts: Path, target: Vocabulary | None = None
 ) -> LoadedModel:
-    """Adds actions to a student with a text verb head; the added ones are unseen.
+    """Adds actions to a student with a text verb head, and objects to one with a text object head;
+    the added interactions are unseen.
 
     Args:
         loaded: in eval mode; its model is changed in place.
         file: the student's checkpoint, named in errors.
         prompts: prompts file of `eoid-cache prompts`, with the embedding of every new sentence.
         target: vocabulary of a dataset that replaces the student's. Each of its verbs has to occur
-            in the student's vocabulary or in the prompts, by name or by "-ing" form.
+            in the student's vocabulary or in the prompts, by name or by "-ing" form, and each of
+            its objects by name. A linear head keeps its classes and their order.
 
     Returns:
         The student with the extended vocabulary, or with `target`, and the matching split.
 
     Raises:
-        InputError: the student's verb head is linear, the prompts are of another CLIP or contain
-            objects that the student was not trained on, or a verb of `target` occurs in neither.
+        InputError: the student's heads are linear, or the head of a class that the prompts add; the
+            prompts are of another CLIP; or a verb or object of `target` occurs in neither.
     """
-    head = loaded.model.verb_head
-    if not isinstance(head, TextVerbHead):
+    heads = loaded.model.text_heads
+    if not heads:
         raise InputError(
-            f"{file}: expected a student trained with --verb-head text for --prompts, found a"
-            " linear one"
+            f"{file}: expected a student trained with --verb-head text or --object-head text for"
+            " --prompts, found linear heads"
         )
     new = read_prompts_file(prompts)
     if new.text_model != loaded.model.config.text_model:
@@ -175,20 +177,28 @@ def add_actions(
             f" ({loaded.model.config.text_model[:12]}), found another's ({new.text_model[:12]})"
         )
     old = loaded.vocabulary
-    trained = head.texts[: old.num_interactions].cpu().numpy()
-    vocabulary, embeddings = _extend_vocabulary(old, trained, new, prompts)
+    trained = heads[0].texts[: old.num_interactions].cpu().numpy()
+    vocabulary, embeddings = _extend_vocabulary(old, trained, new)
+    _check_linear_heads(loaded.model, old, vocabulary, file, prompts)
+    has_sentence = None
     unseen = {*loaded.split.unseen, *range(old.num_interactions, vocabulary.num_interactions)}
     if target is not None:
-        rows = _verb_rows(vocabulary, target, file, prompts)
+        _check_linear_heads(loaded.model, old, target, file, prompts)
+        rows, labels = _class_rows(vocabulary, target, prompts)
         sentences = build_text_embeddings(vocabulary, embeddings, prompts)
-        labels = [label for _, label in target.interactions]
         texts = sentences.texts[sentences.rows[labels, rows]]
         ids = vocabulary.interaction_ids[rows, labels]
+        has_sentence = ids >= 0
         unseen = {hoi for hoi, known in enumerate(ids.tolist()) if known < 0 or known in unseen}
         vocabulary, embeddings = target, texts.numpy()
-    head.set_texts(build_text_embeddings(vocabulary, embeddings, prompts))
+    made = build_text_embeddings(vocabulary, embeddings, prompts, has_sentence)
+    for head in heads:
+        head.set_texts(made)
     loaded.model.config = replace(
-        loaded.model.config, num_verbs=vocabulary.num_verbs, num_texts=len(head.texts)
+        loaded.model.config,
+        num_objects=vocabulary.num_objects,
+        num_verbs=vocabulary.num_verbs,
+        num_texts=len(made.texts),
     )
     distilled = dict(zip(old.verbs, loaded.split.distilled_verbs.tolist(), strict=True))
     split = Split(
@@ -200,58 +210,93 @@ def add_actions(
 
 
 def _extend_vocabulary(
-    old: Vocabulary, old_embeddings: np.ndarray, new: ActionPrompts, file: Path
+    old: Vocabulary, old_embeddings: np.ndarray, new: ActionPrompts
 ) -> tuple[Vocabulary, np.ndarray]:
-    """The student's vocabulary followed by the new actions, and the embeddings of all sentences.
+    """The student's vocabulary followed by the new actions and objects, and the embeddings of all
+    sentences.
 
     `old_embeddings` are (H, D), of the sentences of its interactions.
     """
-    lost = [name for name in new.objects if name not in old.objects]
-    if lost:
-        raise bad_field(file, "interactions/object", "objects that the student knows", lost[0])
+    objects = list(dict.fromkeys([*old.objects, *new.objects]))
+    # Ids of annotation files, which the added objects have none of.
+    first = max(old.category_ids) + 1
+    ids = range(first, first + len(objects) - old.num_objects)
     numbers = _verb_indices(old)
     verbs, ings = list(old.verbs), list(old.verb_ings)
     for verb, ing in zip(new.verbs, new.verb_ings, strict=True):
         if numbers.setdefault(normalise_name(verb), len(verbs)) == len(verbs):
             verbs.append(verb)
             ings.append(ing)
-    pairs, kept = list(old.interactions), []
+    # A dict without values serves as an ordered set.
+    pairs, kept = dict.fromkeys(old.interactions), []
+    labels = {name: label for label, name in enumerate(objects)}
     for row, (action, name) in enumerate(zip(new.actions.tolist(), new.objects, strict=True)):
-        pair = numbers[normalise_name(new.verbs[action])], old.objects.index(name)
+        pair = numbers[normalise_name(new.verbs[action])], labels[name]
         # An interaction of the training keeps the sentence that it was trained with.
         if pair not in pairs:
-            pairs.append(pair)
+            pairs[pair] = None
             kept.append(row)
     vocabulary = replace(
         old,
         name=old.name + PROMPTS_SUFFIX,
         verbs=tuple(verbs),
         verb_ings=tuple(ings),
+        objects=tuple(objects),
+        category_ids=(*old.category_ids, *ids),
         interactions=tuple(pairs),
         splits={},
     )
     return vocabulary, np.concatenate([old_embeddings, new.embeddings[kept]])
 
 
-def _verb_rows(extended: Vocabulary, target: Vocabulary, file: Path, prompts: Path) -> np.ndarray:
-    """(H,) for each interaction of `target`, the index of its verb in the extended vocabulary."""
-    if target.objects != extended.objects:
+def _check_linear_heads(
+    model: HOIDetector, old: Vocabulary, wanted: Vocabulary, file: Path, prompts: Path
+) -> None:
+    """Checks that linear heads keep the classes that they were trained with, in their order.
+
+    Raises:
+        InputError: names the head and the first class that differs.
+    """
+    for head, kind, trained, names in (
+        (model.verb_head, TextVerbHead, old.verbs, wanted.verbs),
+        (model.object_head, TextObjectHead, old.objects, wanted.objects),
+    ):
+        if isinstance(head, kind) or trained == names:
+            continue
+        name = "verb" if kind is TextVerbHead else "object"
+        differing = [one for one in names if one not in trained] or ["fewer or another order"]
         raise InputError(
-            f"{file}: expected a student trained on the objects of {target.name}, found others"
+            f"{prompts}: expected {name}s that {file} was trained with, because its {name} head is"
+            f" linear, found {differing[0]}"
         )
+
+
+def _class_rows(
+    extended: Vocabulary, target: Vocabulary, prompts: Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """(H,) for each interaction of `target`, the indices of its verb and of its object in the
+    extended vocabulary."""
     by_name = _verb_indices(extended)
     by_ing = {normalise_name(ing): index for index, ing in enumerate(extended.verb_ings)}
     indices = [
         by_name.get(normalise_name(verb), by_ing.get(normalise_name(ing)))
         for verb, ing in zip(target.verbs, target.verb_ings, strict=True)
     ]
-    unknown = [verb for verb, index in zip(target.verbs, indices, strict=True) if index is None]
-    if unknown:
-        raise InputError(
-            f"{prompts}: expected sentences for all actions of {target.name} that the student was"
-            f" not trained on, found none for {', '.join(unknown[:5])}"
-        )
-    return np.array([indices[verb] for verb, _ in target.interactions], dtype=np.int64)
+    labels = {normalise_name(name): label for label, name in enumerate(extended.objects)}
+    places = [labels.get(normalise_name(name)) for name in target.objects]
+    for kind, names, found in (
+        ("actions", target.verbs, indices),
+        ("objects", target.objects, places),
+    ):
+        unknown = [name for name, index in zip(names, found, strict=True) if index is None]
+        if unknown:
+            raise InputError(
+                f"{prompts}: expected sentences for all {kind} of {target.name} that the student"
+                f" was not trained on, found none for {', '.join(unknown[:5])}"
+            )
+    rows = [(indices[verb], places[label]) for verb, label in target.interactions]
+    verbs, objects = np.array(rows, dtype=np.int64).T
+    return verbs, objects
 
 
 def _verb_indices(vocabulary: Vocabulary) -> dict[str, int]:

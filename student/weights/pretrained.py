@@ -56,8 +56,12 @@ COCO_IDS = 91
 QUERY_ROWS = ("query_source.embedding.",)
 VERB_ROWS = ("verb_head.weight", "verb_head.bias")
 OBJECT_ROWS = ("query_source.label.", "query_source.head.object_logits.")
-OBJECT_AND_NONE_ROWS = ("object_head.",)
-TEXT_PARAMS = ("verb_head.projection.", "verb_head.log_scale", "verb_head.margin")
+OBJECT_AND_NONE_ROWS = ("object_head.weight", "object_head.bias")
+TEXT_PARAMS = tuple(
+    f"{head}.{name}"
+    for head in ("verb_head", "object_head")
+    for name in ("projection.", "log_scale", "margin", "no_pair.")
+)
 BOX_HEADS = ("human_box_head.", "object_box_head.")
 # Parameters that read the backbone's feature maps, and so are of no use with another backbone.
 MAP_READERS = (
@@ -83,7 +87,7 @@ class PretrainedFile:
         key_map: key in the file by key in `HOIDetector`.
         sizes: fields of `ModelConfig` that the student has to share.
         queries: kind of the model's queries, see `ModelConfig`.
-        text_model: CLIP of a text verb head, see `ModelConfig`; "" for a linear one.
+        text_model: CLIP of the text heads, see `ModelConfig`; "" for linear ones.
         objects, verbs: class names in the order of the rows, "" for a row without a name; None
             where the names are unknown.
     """
@@ -426,7 +430,7 @@ def _skip_reason(
     # Box heads predict boxes with learned queries, and offsets from reference boxes otherwise.
     if name.startswith(BOX_HEADS) and file.queries != config.queries:
         return f"trained for boxes of {file.queries} queries"
-    if name in TEXT_BUFFERS and config.verb_head == "text":
+    if name in TEXT_BUFFERS and getattr(config, name.partition(".")[0]) == "text":
         return "sentence embeddings come from the cache"
     # A text head projects into the embedding space of one CLIP and is of no use with another.
     if name in params:

@@ -1,7 +1,7 @@
-"""Writes a prompts file: embedded prompts of new actions for a text-based verb head.
+"""Writes a prompts file: embedded prompts of new actions and objects for text-based heads.
 
-A student whose verb head compares queries with text embeddings can score actions that its cache
-does not contain. Encoding their prompts once lets it do so without loading CLIP.
+A student whose heads compare queries with text embeddings can score classes that its cache does not
+contain. Encoding their prompts once lets it do so without loading CLIP.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ def create_prompts_file(
     teacher: str | None = None,
     teacher_settings: Sequence[str] = (),
     sentences: Path | None = None,
+    new_objects: bool = False,
 ) -> ActionPrompts:
     """Embeds the prompts of new interactions with a cache's CLIP, and writes the prompts file.
 
@@ -66,6 +67,7 @@ def create_prompts_file(
         overwrite: whether an existing file may be replaced.
         teacher, teacher_settings: see `load_text_encoder`.
         sentences: sentences of the new actions, see `class_prompts`.
+        new_objects: accept objects that the cache lacks.
 
     Raises:
         InputError: the input is bad, there is no new interaction, or templates or CLIP model are
@@ -74,9 +76,9 @@ def create_prompts_file(
     refuse_existing(out, overwrite)
     cached = open_cache(cache)
     known = cached.vocabulary
-    new = [interaction for text in added for interaction in parse_action(text, known)]
+    new = [interaction for text in added for interaction in parse_action(text, known, new_objects)]
     if vocabulary is not None:
-        new += _missing_interactions(load_vocabulary(vocabulary), known, vocabulary)
+        new += _missing_interactions(load_vocabulary(vocabulary), known, vocabulary, new_objects)
     if not new:
         raise InputError("expected --add or --vocabulary with an action that is new, found none")
     templates = _resolve_templates(cached, templates)
@@ -126,7 +128,7 @@ def create_prompts_file(
     return action_prompts
 
 
-def parse_action(text: str, known: Vocabulary) -> list[PromptClass]:
+def parse_action(text: str, known: Vocabulary, new_objects: bool = False) -> list[PromptClass]:
     """The new interactions of an `--add` option.
 
     Without objects the action is combined with all objects that have an interaction. An action of
@@ -135,10 +137,11 @@ def parse_action(text: str, known: Vocabulary) -> list[PromptClass]:
     Args:
         text: `[NAME=]PHRASE[:OBJECT,OBJECT...]`; without a name the phrase is the name.
         known: the cache's vocabulary.
+        new_objects: accept objects that are not in the vocabulary.
 
     Raises:
-        InputError: the text has another form, an object is not in the vocabulary, or no
-            interaction is new.
+        InputError: the text has another form, an object is not in the vocabulary and not accepted,
+            or no interaction is new.
     """
     parts = ACTION_PATTERN.fullmatch(text)
     if parts is None or not parts["ing"].strip():
@@ -151,30 +154,38 @@ def parse_action(text: str, known: Vocabulary) -> list[PromptClass]:
         verb = known.verbs[forms.index(normalise_name(ing))]
     else:
         verb = ing.replace(" ", "_")
-    selected = known.valid.any(axis=0)
+    selected, added = known.valid.any(axis=0), list[str]()
     if parts["objects"] is not None:
         names = [normalise_name(name) for name in known.objects]
         selected = np.zeros(known.num_objects, dtype=bool)
         for name in parts["objects"].split(","):
-            if normalise_name(name) not in names:
+            if normalise_name(name) in names:
+                selected[names.index(normalise_name(name))] = True
+            elif new_objects and name.strip():
+                added.append("_".join(name.split()))
+            else:
                 examples = ", ".join(known.objects[:20]) + (", ..." if len(names) > 20 else "")
                 raise InputError(
-                    f"--add: expected objects of the cache ({examples}), found {name.strip()!r}"
+                    f"--add: expected objects of the cache ({examples}) or --new-objects, found"
+                    f" {name.strip()!r}"
                 )
-            selected[names.index(normalise_name(name))] = True
     if verb in known.verbs:
         index = known.verbs.index(verb)
         if forms[index] != normalise_name(ing):
             form = known.verb_ings[index]
             raise InputError(f"--add: {verb}: expected the cache's form {form!r}, found {ing!r}")
         selected = selected & ~known.valid[index]
-    if not selected.any():
+    objects = [*(known.objects[label] for label in np.flatnonzero(selected)), *added]
+    if not objects:
         raise InputError(f"--add: expected an action that the cache lacks, found {text!r}")
-    return [(verb, ing, known.objects[label]) for label in np.flatnonzero(selected)]
+    return [(verb, ing, name) for name in objects]
 
 
-def _missing_interactions(wider: Vocabulary, known: Vocabulary, file: str) -> list[PromptClass]:
-    """Interactions of a wider vocabulary that the cache's lacks, with objects that it has."""
+def _missing_interactions(
+    wider: Vocabulary, known: Vocabulary, file: str, new_objects: bool
+) -> list[PromptClass]:
+    """Interactions of a wider vocabulary that the cache's lacks, with objects that it has, or with
+    all."""
     existing = {(normalise_name(verb), name) for verb, name in known.interaction_names}
     new = [
         (verb, wider.verb_ings[wider.verbs.index(verb)], name)
@@ -182,10 +193,13 @@ def _missing_interactions(wider: Vocabulary, known: Vocabulary, file: str) -> li
         if (normalise_name(verb), name) not in existing
     ]
     missing = [name for *_, name in new if name not in known.objects]
+    if new_objects:
+        return new
     if missing:
         logger.warning(
-            f"{file}: {count_noun(len(missing), 'interactions')} left out, with objects that are"
-            f" not in the cache: {', '.join(list(dict.fromkeys(missing))[:5])}"
+            f"{file}: {count_noun(len(missing), 'interactions')} left out without --new-objects,"
+            " with objects that are not in the cache:"
+            f" {', '.join(list(dict.fromkeys(missing))[:5])}"
         )
     return [interaction for interaction in new if interaction[2] in known.objects]
 

@@ -1,6 +1,6 @@
-"""Reads prompts files: embedded sentences about new actions.
+"""Reads prompts files: embedded sentences about new actions and objects.
 
-`eoid-cache prompts` writes them. A student with a text head gets its weights for further actions
+`eoid-cache prompts` writes them. A student with a text head gets its weights for further classes
 from such a file, without training.
 """
 
@@ -28,7 +28,7 @@ class ActionPrompts:
         text_model: identifies the CLIP that embedded them; see `TeacherCache.text_model`.
         verbs, verb_ings: names of the A verbs and their forms in prompts ("jumping over").
         actions: (K,) int64, index into `verbs` for each interaction.
-        objects: object name of each interaction.
+        objects: object name of each interaction, which may be one that the cache lacks.
         prompts: one sentence per template for each interaction.
         embeddings: (K, D) float32, normalised.
     """

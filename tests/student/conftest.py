@@ -22,7 +22,7 @@ from pipeline.utils.files import sha256_of_file, write_json
 from pipeline.vocabulary import load_vocabulary
 from student.config import ModelConfig, TargetConfig, get_preset
 from student.data.dataset import TrainingDataset
-from student.data.text_embeddings import init_text_head, text_head_options
+from student.data.text_embeddings import init_text_heads, text_head_options
 from student.data.transforms import build_augmentation
 from student.engine.run_inputs import RunConfig, RunInputs
 from student.engine.trainer import Trainer
@@ -272,14 +272,24 @@ def text_cache(
 
 
 @pytest.fixture(scope="session")
-def text_run(tmp_path_factory, vocabulary, tiny_recipe, text_cache):
-    """A run folder of an untrained student with a text head; split ua."""
-    options = {"verb_head": "text"}
-    options |= text_head_options(options, open_cache(text_cache), vocabulary)
-    recipe = tiny_recipe.override(**options)
-    model = build_distinct(recipe.model)
-    init_text_head(model.verb_head, open_cache(text_cache), vocabulary)
-    return save_student(tmp_path_factory.mktemp("run"), model, recipe, vocabulary)
+def make_text_run(tmp_path_factory, vocabulary, tiny_recipe, text_cache):
+    """`make_text_run(verb_head=, object_head=)` gives a run folder of an untrained student with
+    text heads; split ua."""
+
+    def make(**options):
+        cache = open_cache(text_cache)
+        recipe = tiny_recipe.override(**options, **text_head_options(options, cache, vocabulary))
+        model = build_distinct(recipe.model)
+        init_text_heads(model.text_heads, cache, vocabulary)
+        return save_student(tmp_path_factory.mktemp("run"), model, recipe, vocabulary)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def text_run(make_text_run):
+    """A run folder of an untrained student with a text verb head; split ua."""
+    return make_text_run(verb_head="text")
 
 
 def build_distinct(config, seed=0):
@@ -287,7 +297,7 @@ def build_distinct(config, seed=0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = HOIDetector(config)
-        heads = [model.object_head]
+        heads = [model.object_head] if config.object_head == "linear" else []
         if config.verb_head == "linear":
             heads.append(model.verb_head)
         if config.queries == "proposals":

@@ -9,7 +9,7 @@ from pipeline.splits import load_split
 from student.config import LossConfig, MatcherConfig, TargetConfig
 from student.data.dataset import collate
 from student.data.targets import Targets, build_targets
-from student.data.text_embeddings import init_text_head
+from student.data.text_embeddings import init_text_heads
 from student.engine.run_inputs import build_inputs
 from student.engine.train_step import TrainStep
 from student.losses.criterion import Criterion
@@ -34,8 +34,8 @@ def make_inputs(configure_run, text_cache, tmp_path):
 def build_head(build, inputs, seed=0):
     """An untrained student for the inputs."""
     model = build(inputs.recipe.model, seed)
-    if inputs.recipe.model.verb_head == "text":
-        init_text_head(model.verb_head, inputs.cache, inputs.images.vocabulary)
+    if model.text_heads:
+        init_text_heads(model.text_heads, inputs.cache, inputs.images.vocabulary)
     return model
 
 
@@ -58,6 +58,18 @@ def test_embedding_loss_falls_in_training(make_train_step):
         last = train_step(batch)
     assert last["embedding"] < 0.7 * first["embedding"]
     assert last["verb_hard"] < first["verb_hard"]
+
+
+def test_an_object_head_learns_names_and_embeddings(make_train_step):
+    train_step, batch = make_train_step(
+        verb_head="linear", object_head="text", epochs=1, learning_rate=2e-3
+    )
+    first = train_step(batch)
+    for _ in range(12):
+        last = train_step(batch)
+    assert "embedding" not in first
+    assert last["object_embedding"] < 0.8 * first["object_embedding"]
+    assert last["object"] < first["object"]
 
 
 @pytest.mark.parametrize("options", [{"distillation": False}, {"verb_head": "linear"}])
@@ -135,32 +147,34 @@ def test_embedding_loss_moves_matched_queries_towards_the_teacher(embeddings, ex
     assert (gradient.abs().sum(1) > 0).tolist() == moved
 
 
+@pytest.mark.parametrize("name", ["verb_head", "object_head"])
 @pytest.mark.parametrize("head", ["linear", "text of this CLIP", "text of another CLIP"])
-def test_pretrained_weights_for_a_text_head(build, make_inputs, tmp_path, head):
+def test_pretrained_weights_for_a_text_head(build, make_inputs, tmp_path, head, name):
     """Only the head of the same CLIP is taken."""
-    inputs = make_inputs()
-    recipe = make_inputs(verb_head=head.split()[0]).recipe
+    inputs = make_inputs(**{"verb_head": "linear", name: "text"})
+    recipe = make_inputs(**{"verb_head": "linear", name: head.split()[0]}).recipe
     if head == "text of another CLIP":
         recipe = recipe.override(text_model="another")
     pretrained = build(recipe.model, seed=5)
-    if head != "linear":
-        pretrained.verb_head.init_scale(7.0, 0.3)
+    for one in pretrained.text_heads:
+        one.init_scale(7.0, 0.3)
     vocabulary, file = inputs.images.vocabulary, tmp_path / "trained.pt"
     save_checkpoint(file, Checkpoint(recipe, vocabulary, inputs.split, pretrained.state_dict(), {}))
     model = build_head(build, inputs, seed=4)
-    before = {name: value.clone() for name, value in model.verb_head.state_dict().items()}
+    ours = getattr(model, name)
+    before = {key: value.clone() for key, value in ours.state_dict().items()}
     report = load_pretrained(model, file, vocabulary)
-    assert torch.equal(model.verb_head.texts, before["texts"])
-    unused = {name for name in report.unused if "verb_head" in name}
-    taken = not torch.equal(model.verb_head.projection.weight, before["projection.weight"])
+    assert torch.equal(ours.texts, before["texts"])
+    unused = {key for key in report.unused if name in key}
+    taken = not torch.equal(ours.projection.weight, before["projection.weight"])
     assert taken == (head == "text of this CLIP")
     if head == "linear":
-        assert unused == {"verb_head.weight", "verb_head.bias"}
-        trained = {f"verb_head.{name}" for name, _ in model.verb_head.named_parameters()}
-        assert {name for name in report.missing if name.startswith("verb_head")} == trained
-        assert any("verb_head" in line for line in report.lines())
+        assert unused == {f"{name}.weight", f"{name}.bias"}
+        trained = {f"{name}.{key}" for key, _ in ours.named_parameters()}
+        assert {key for key in report.missing if key.startswith(name)} == trained
+        assert any(name in line for line in report.lines())
         return
-    assert unused >= {"verb_head.texts", "verb_head.rows"}
-    assert ("verb_head.margin" in unused) == (not taken)
+    assert f"{name}.texts" in unused
+    assert (f"{name}.margin" in unused) == (not taken)
     if not taken:
-        assert report.unused["verb_head.margin"] == "trained with another CLIP's text embeddings"
+        assert report.unused[f"{name}.margin"] == "trained with another CLIP's text embeddings"

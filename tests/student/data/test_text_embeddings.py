@@ -7,7 +7,7 @@ from pipeline.vocabulary import load_vocabulary
 from student.config import get_preset
 from student.data.text_embeddings import (
     build_text_embeddings,
-    init_text_head,
+    init_text_heads,
     text_head_options,
 )
 from student.models.text_head import TextVerbHead
@@ -27,6 +27,12 @@ def test_texts_of_verbs_and_objects_without_interaction_are_means(vocabulary, se
             wanted = sentences.embeddings[hoi] if hoi >= 0 else own / np.linalg.norm(own)
             found = made.texts[made.rows[label, verb]]
             torch.testing.assert_close(found, torch.from_numpy(wanted))
+    labels = [label for _, label in vocabulary.interactions]
+    assert made.labels.tolist() == labels + [vocabulary.num_objects] * vocabulary.num_verbs
+    has_sentence = np.arange(len(labels)) != 3
+    labels[3] = vocabulary.num_objects
+    made = build_text_embeddings(vocabulary, sentences.embeddings, "cache", has_sentence)
+    assert made.labels[: len(labels)].tolist() == labels
 
 
 def test_a_verb_without_interaction_is_an_error():
@@ -43,7 +49,7 @@ def initialised(vocabulary):
     def make(folder):
         cache = open_cache(folder)
         head = TextVerbHead(get_preset("toy", 8, 11, 0).model)
-        init_text_head(head, cache, vocabulary)
+        init_text_heads([head], cache, vocabulary)
         return head
 
     return make
@@ -84,6 +90,7 @@ def test_text_head_options(text_cache, vocabulary):
     found = text_head_options({"verb_head": "text"}, cache, vocabulary)
     assert found["text_dim"] == 16 and found["num_texts"] == 61 and found["embedding_weight"] > 0
     assert found["text_model"] == cache.text_model
+    assert text_head_options({"object_head": "text"}, cache, vocabulary) == found
     no_distillation = {"verb_head": "text", "distillation": False}
     assert text_head_options(no_distillation, cache, vocabulary)["embedding_weight"] == 0
     own = {"verb_head": "text", "embedding_weight": 0.3}
@@ -93,12 +100,16 @@ def test_text_head_options(text_cache, vocabulary):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"embedding_weight": 1.0}, "--embedding-weight: expected --verb-head text as well"),
+        (
+            {"embedding_weight": 1.0},
+            "--embedding-weight: expected --verb-head or --object-head text as well",
+        ),
         (
             {"verb_head": "text", "embedding_weight": 1.0, "distillation": False},
             "--embedding-weight: expected 0 with --no-distillation, found 1",
         ),
-        ({"verb_head": "text"}, "expected text embeddings of a named model"),
+        ({"verb_head": "text"}, "expected text embeddings of a named model for --verb-head text"),
+        ({"object_head": "text"}, "text embeddings of a named model for --object-head text"),
     ],
 )
 def test_errors_of_inconsistent_options(cache_path, vocabulary, options, message):

@@ -17,7 +17,7 @@ from student.data.text_embeddings import build_text_embeddings
 from student.engine.evaluate import evaluate_checkpoint
 from student.inference.cli import main as predict
 from student.inference.detector import Detector
-from student.inference.export import DetectorGraph
+from student.inference.export import DetectorGraph, trace_detector
 from student.models.backbone import IMAGENET
 from student.weights.checkpoint_file import CHECKPOINT, load_checkpoint, save_checkpoint
 from student.weights.load import load_student
@@ -165,7 +165,7 @@ def test_actions_of_a_dataset_are_matched_by_name_or_ing_form(
     ("damage", "message"),
     [
         ({"text_model": "f" * 64}, r"new.h5: expected"),
-        ({"objects": ("piano",)}, "objects that the student knows, found piano"),
+        ({"objects": ("piano",)}, "expected objects that .* object head is linear, found piano"),
     ],
 )
 def test_prompts_that_do_not_fit_the_student(run, write_new_prompts, embedding, damage, message):
@@ -186,7 +186,7 @@ def test_an_action_without_a_sentence_is_refused(run, prompts, vocabulary):
     with pytest.raises(InputError, match="found none for yodel"):
         load_student(run / CHECKPOINT, wanted, None, prompts)
     fewer = replace(vocabulary, objects=("person", "cow", *vocabulary.objects[2:]))
-    with pytest.raises(InputError, match=r"checkpoint\.pt: expected"):
+    with pytest.raises(InputError, match="object head is linear, found cow"):
         load_student(run / CHECKPOINT, fewer, None, prompts)
 
 
@@ -254,6 +254,102 @@ def write_smaller(tmp_path, checkpoint, model, smaller, kept, sentences):
         ),
     )
     return folder
+
+
+@pytest.fixture
+def object_run(make_text_run, embedding):
+    """`object_run(verb_head)` gives a student with a text object head, whose queries all predict
+    one embedding, that of a unicycle."""
+
+    def make(verb_head="linear"):
+        run = make_text_run(verb_head=verb_head, object_head="text")
+        checkpoint = load_checkpoint(run / CHECKPOINT)
+        for head in ("object_head", "verb_head") if verb_head == "text" else ("object_head",):
+            checkpoint.weights[f"{head}.projection.weight"].zero_()
+            checkpoint.weights[f"{head}.projection.bias"].copy_(torch.from_numpy(embedding))
+        checkpoint.weights["object_head.no_pair.weight"].zero_()
+        checkpoint.weights["object_head.no_pair.bias"].fill_(-9)
+        save_checkpoint(run / CHECKPOINT, checkpoint)
+        return run
+
+    return make
+
+
+@pytest.fixture
+def unicycle(write_new_prompts, embedding):
+    things = {"unicycle": embedding, "piano": -embedding}
+    return write_new_prompts({"ride": ("riding", things), "push": ("pushing", things)})
+
+
+@pytest.mark.parametrize("verb_head", ["linear", "text"])
+def test_an_object_without_labels_is_named(object_run, unicycle, verb_head, write_image):
+    run = object_run(verb_head)
+    found = Detector.open(run, device="cpu", prompts=unicycle)(
+        write_image("a.png"), threshold=0, top=500
+    )
+    assert set(found.actions) == {"ride unicycle", "push unicycle"} and found.unseen.all()
+    plain, more = (load_student(run / CHECKPOINT, prompts=each) for each in (None, unicycle))
+    old = plain.vocabulary.num_objects
+    assert more.vocabulary.objects == (*plain.vocabulary.objects, "unicycle", "piano")
+    assert len(set(more.vocabulary.category_ids)) == old + 2 == more.model.config.num_objects
+    image = torch.rand(3, 128, 128, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before, after = plain.model([image]), more.model([image])
+    logits = after["pred_object_logits"]
+    torch.testing.assert_close(before["pred_object_logits"], logits[..., [*range(old), old + 2]])
+    # The cosine with unicycles is 1, that with pianos -1.
+    head = more.model.object_head
+    difference = logits[..., old] - logits[..., old + 1]
+    torch.testing.assert_close(
+        difference, (2 * head.log_scale.exp()).expand_as(difference), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_linear_heads_keep_their_classes(
+    object_run, prompts, write_new_prompts, vocabulary, embedding
+):
+    run = object_run()
+    with pytest.raises(InputError, match="verb head is linear, found swallow"):
+        Detector.open(run, prompts=prompts)
+    known = write_new_prompts({"ride": ("riding", {"piano": embedding})}, "known.h5")
+    reversed_verbs = replace(vocabulary, verbs=vocabulary.verbs[::-1])
+    with pytest.raises(InputError, match="verb head is linear, found fewer or another order"):
+        load_student(run / CHECKPOINT, reversed_verbs, None, known)
+
+
+def test_objects_of_a_dataset_are_matched_by_name(object_run, unicycle, vocabulary):
+    value = vocabulary.to_dict()
+    last = len(value["objects"])
+    value["objects"] = [*value["objects"][::-1], {"name": "Unicycle", "id": 90}]
+    pairs = [[verb, last - 1 - label] for verb, label in value["interactions"]]
+    ride, point = (vocabulary.verbs.index(name) for name in ("ride", "point"))
+    value["interactions"] = [*pairs, [ride, last], [point, last]]
+    wanted = vocabulary_from_dict({**value, "splits": {}, "rare": []}, "other")
+    run = object_run()
+    more = load_student(run / CHECKPOINT, wanted, None, unicycle)
+    plain = load_student(run / CHECKPOINT)
+    assert more.vocabulary is wanted and set(more.split.unseen) > {len(pairs), len(pairs) + 1}
+    image = torch.rand(3, 128, 128, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before, after = plain.model([image]), more.model([image])
+    mine, theirs = after["pred_object_logits"], before["pred_object_logits"]
+    torch.testing.assert_close(mine[..., [*range(last)[::-1], last + 1]], theirs)
+    assert (mine[0, :, :-1].argmax(-1) == last).all()
+    # Pointing at a unicycle has no sentence: the verb's mean says nothing about the object.
+    assert more.model.object_head.labels[len(pairs) :][:2].tolist() == [last, last + 1]
+    unknown = replace(wanted, objects=(*wanted.objects[:-1], "lute"))
+    with pytest.raises(InputError, match=r"sentences for all objects of .* none for lute"):
+        load_student(run / CHECKPOINT, unknown, None, unicycle)
+
+
+@pytest.mark.slow
+def test_an_exported_student_names_the_object(object_run, unicycle):
+    detector = Detector.open(object_run("text"), "cpu", prompts=unicycle)
+    program, names = trace_detector(detector)
+    assert "pred_object_embeddings" in names
+    image = torch.rand(3, 96, 128, generator=torch.Generator().manual_seed(1))
+    found = program.module()(image[None], torch.tensor([[96, 128]]))
+    assert (found["labels"][0, :3] == detector.vocabulary.objects.index("unicycle")).all()
 
 
 def test_the_exported_graph_contains_the_sentences(run, prompts):

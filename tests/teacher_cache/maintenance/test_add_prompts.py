@@ -108,6 +108,23 @@ def test_interactions_of_a_wider_vocabulary_are_added(add, vocabulary, tmp_path,
     assert "1 interaction left out" in messages[0] and messages[0].endswith("cache: piano")
 
 
+def test_new_objects(add, vocabulary, tmp_path, messages):
+    made = add("kicking:dog,riding horse", new_objects=True)
+    assert made.objects == ("dog", "riding_horse") and made.verbs == ("kick",)
+    assert made.prompts[1] == ("a picture of person kicking riding horse",)
+    value = vocabulary.to_dict()
+    value["objects"].append({"name": "throwing", "id": 99})
+    value["interactions"].append([0, 9])
+    write_json(tmp_path / "wider.json", {**value, "splits": {}})
+    messages.clear()
+    made = add(vocabulary=str(tmp_path / "wider.json"), new_objects=True, overwrite=True)
+    assert made.objects == ("throwing",) and not messages
+    with pytest.raises(InputError, match=r"--add: expected .* or --new-objects, found 'piano'"):
+        parse_action("riding:piano", vocabulary)
+    with pytest.raises(InputError, match="--add: expected"):
+        parse_action("riding:piano,", vocabulary, new_objects=True)
+
+
 def test_several_templates_are_averaged(add, dataset, build):
     templates = ("a photo of person {ing} {object}", "person {ing} {object}")
     made = add("kicking:dog", cache=build(dataset, templates=templates).path)
