@@ -30,10 +30,11 @@ from pipeline.datasets.dataset import Dataset, missing_images, open_dataset
 from pipeline.datasets.size_check import check_image_sizes
 from pipeline.utils.errors import InputError
 from pipeline.utils.logging import get_logger
+from pipeline.utils.plugins import format_settings
 from pipeline.utils.progress import Progress
 from pipeline.utils.text import count_noun
 from teacher_cache.detectors.base import DetectorConfig
-from teacher_cache.detectors.load import resolve_model
+from teacher_cache.detectors.load import resolve_detector_settings, resolve_model
 from teacher_cache.detectors.pairing import UNRESTRICTED_PAIRING
 from teacher_cache.extraction.extract import ExtractionConfig
 from teacher_cache.extraction.inputs import (
@@ -47,7 +48,7 @@ from teacher_cache.extraction.inputs import (
 from teacher_cache.extraction.task import ShardTask, make_shard
 from teacher_cache.reader.cache import PromptEmbeddings, read_teacher_file
 from teacher_cache.reader.format import MANIFEST, TEACHER, vocabulary_to_dict
-from teacher_cache.teachers.load import DEFAULT_TEACHER, TeacherConfig, parse_settings
+from teacher_cache.teachers.load import DEFAULT_TEACHER, TeacherConfig
 from teacher_cache.teachers.prompts import (
     DEFAULT_TEMPLATE,
     classes_without_sentences,
@@ -58,7 +59,7 @@ from teacher_cache.teachers.text_image import TextImageTeacher
 from teacher_cache.writer.manifest import write_manifest
 from teacher_cache.writer.plan import BuildPlan, check_folder, claim_folder
 from teacher_cache.writer.reuse import check_reusable, reuse_shards
-from teacher_cache.writer.settings import to_settings
+from teacher_cache.writer.settings import absolute_if_exists, to_settings
 from teacher_cache.writer.shard import is_finished_shard, read_shard_record, write_teacher_file
 
 logger = get_logger(__name__)
@@ -377,6 +378,11 @@ def resolve_config(
             clip_weights=settings.get("weights"),
             precision=inputs.parts["clip.precision"],
         )
+    else:
+        teacher = inputs_config.teacher
+        config = replace(
+            config, teacher=teacher.name, teacher_settings=format_settings(teacher.settings)
+        )
     detector = inputs_config.detector
     if detector is None:
         return config
@@ -385,7 +391,7 @@ def resolve_config(
         config,
         detector=detector.name,
         detector_weights=detector.weights,
-        detector_settings=detector.settings,
+        detector_settings=format_settings(detector.settings),
     )
 
 
@@ -425,7 +431,11 @@ def resolve_detector(dataset: Dataset, config: BuildConfig) -> DetectorConfig:
     threshold = min(pairing.person_threshold, pairing.object_threshold) - 1e-6
     name, weights = resolve_model(config.detector, config.detector_weights, dataset)
     return DetectorConfig(
-        name, weights, threshold, config.detector_classes, config.detector_settings
+        name,
+        weights,
+        threshold,
+        config.detector_classes,
+        resolve_detector_settings(name, config.detector_settings),
     )
 
 
@@ -453,8 +463,7 @@ def resolve_teacher(
                 raise InputError(
                     f"{option}: expected none with --teacher {config.teacher}, found {value}"
                 )
-        settings = parse_settings(config.teacher_settings)
-        return TeacherConfig(config.teacher, settings, str(Path.cwd()))
+        return TeacherConfig.resolve(config.teacher, config.teacher_settings)
     if config.teacher_settings:
         raise InputError(
             f"--teacher-set: expected --teacher as well, as {DEFAULT_TEACHER} has options of its"
@@ -466,8 +475,10 @@ def resolve_teacher(
     precision = config.precision
     if remote_device is not None:
         precision = resolve_precision(precision, remote_device)
-    values = {"model": model, "weights": weights, "precision": precision}
-    return TeacherConfig(settings=tuple((n, v) for n, v in values.items() if v is not None))
+    values = {"model": absolute_if_exists(model), "precision": precision}
+    if weights is not None:
+        values["weights"] = absolute_if_exists(weights)
+    return TeacherConfig(settings=tuple(values.items()))
 
 
 def _resolve_clip(dataset: Dataset, config: BuildConfig) -> tuple[str, str | None]:

@@ -116,13 +116,18 @@ def convert_out_of_memory(what: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        # cuBLAS and cuDNN report missing memory by their own status names.
-        if not isinstance(error, torch.OutOfMemoryError) and "ALLOC_FAILED" not in str(error):
+        if not is_out_of_memory(error):
             raise
         reason = " ".join(". ".join(str(error).split(". ")[:2]).split())
         raise InputError(
             f"--device: expected work that fits the GPU's memory, found {what()} ({reason})"
         ) from None
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that a GPU lacks memory."""
+    # cuBLAS and cuDNN report it by their own status names.
+    return isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error)
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

@@ -9,6 +9,7 @@ import re
 import secrets
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.resources import files
@@ -132,15 +133,28 @@ def write_json(path: Path | str, value: Any, keep_existing: bool = False) -> Non
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", keep_existing)
 
 
-def read_json(path: Path | str) -> Any:
+def read_json(path: Path | str, unique_names: bool = False) -> Any:
     """Reads a JSON file.
+
+    Args:
+        path: the file.
+        unique_names: refuse an object with two values of one name, of which the last one counts
+            otherwise.
 
     Raises:
         InputError: the file is missing, not UTF-8 text or not JSON.
     """
+
+    def to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        counts = Counter(name for name, _ in pairs)
+        for name, count in counts.most_common(1):
+            if count > 1:
+                raise bad_field(path, name, "one value", f"{count} values of this name")
+        return dict(pairs)
+
     text = read_text(path)
     with _json_errors(path, text):
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=to_dict if unique_names else None)
 
 
 def iter_json(path: Path | str) -> Iterator[Any]:

@@ -11,15 +11,21 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from pipeline.utils.devices import is_out_of_memory
 from pipeline.utils.errors import InputError
+from pipeline.utils.logging import get_logger
 from pipeline.utils.weights import check_finite, weights_digest
+
+logger = get_logger(__name__)
 
 # Keys of the configuration files that change no output, besides those that begin with "_".
 UNUSED_KEYS = ("transformers_version", "torch_dtype", "dtype", "id2label", "label2id")
+DEFAULT_REVISION = "main"
 MAX_REASON = 160
 
 
@@ -39,7 +45,7 @@ class PretrainedSource:
     option: str
     kind: str
     name: str = ""
-    revision: str = "main"
+    revision: str = DEFAULT_REVISION
 
     def error(self, error: Exception) -> InputError:
         """The one-line error for a model that cannot be used."""
@@ -92,6 +98,11 @@ def load_pretrained(
             f"{source.option}: expected the package transformers for {found}, found none"
             f" ({error}); pip install '.[hf]'"
         ) from None
+    if source.revision != DEFAULT_REVISION and Path(source.model).is_dir():
+        raise InputError(
+            f"{source.option}: expected no revision of the folder {source.model}, found"
+            f" {source.revision}"
+        )
     options: dict[str, Any] = {"revision": source.revision, "trust_remote_code": False}
     with one_line_errors(source):
         config = transformers.AutoConfig.from_pretrained(source.model, **options)
@@ -103,6 +114,8 @@ def load_pretrained(
             dtype=dtype,
             weights_only=True,
             output_loading_info=True,
+            # They are refused below, with their names.
+            ignore_mismatched_sizes=True,
             **options,
         )
         processor = getattr(transformers, processor_class).from_pretrained(source.model, **options)
@@ -119,6 +132,10 @@ def load_pretrained(
             f"{source.option}: expected all weights of {config.model_type} in {found},"
             f" found none for {len(report['missing_keys'])} tensors, first {name}"
         )
+    for name, stored, expected in sorted(report["mismatched_keys"])[:1]:
+        where = f"{found}: {name}"
+        shapes = f"shape {tuple(expected)}, as in config.json, found {tuple(stored)}"
+        raise InputError(f"{source.option}: {where}: expected {shapes}")
     state = model.state_dict()
     check_finite(state, found)
     used = [_used_settings(each) for each in settings]
@@ -138,7 +155,7 @@ def one_line_errors(source: PretrainedSource) -> Iterator[None]:
     """Hides transformers' messages, warnings and progress bars, and shortens its errors.
 
     Raises:
-        InputError: the body raised an error.
+        InputError: the body raised an error, except one for missing memory of a GPU.
     """
     from transformers.utils import logging
 
@@ -149,8 +166,13 @@ def one_line_errors(source: PretrainedSource) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
+    except InputError:
+        raise
     # Of requests, of the operating system, of missing files, keys and types in configurations.
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        logger.debug(source.model, exc_info=True)
         raise source.error(error) from None
     finally:
         logging.set_verbosity(verbosity)

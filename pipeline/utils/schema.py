@@ -24,6 +24,7 @@ Text = Annotated[str, Meta(pattern=r"\S", description="a text")]
 Number = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1, description="a whole number")]
 # Larger counts and sizes are mistakes, and very large ones overflow float arithmetic.
 Positive = Annotated[int, Meta(ge=1, le=10**9)]
+PositiveFloat = Annotated[float, Meta(gt=0, le=1e9, description="a number above 0")]
 
 MISSING = "nothing (the key is missing)"
 WRONG_FIELD = re.compile(r"Object (missing required|contains unknown) field `(.+?)`")
@@ -139,7 +140,8 @@ def _describe(info: Any) -> str:
     if isinstance(info, inspect.Metadata):
         return str((info.extra_json_schema or {})["description"])
     if isinstance(info, inspect.UnionType):
-        return " or ".join(map(_describe, info.types))
+        types = [each for each in info.types if not isinstance(each, inspect.NoneType)]
+        return " or ".join(dict.fromkeys(map(_describe, types)))
     if isinstance(info, inspect.LiteralType):
         return f"one of {', '.join(map(str, info.values))}"
     if isinstance(info, inspect.TupleType):

@@ -192,7 +192,7 @@ def compute_overview(cache: TeacherCache) -> dict[str, Any]:
             for label in _descending(top_actions.sum(axis=1))
         },
         "parts": {name: shorten_value(value) for name, value in cache.manifest["parts"].items()},
-        "warnings": spread.warnings(),
+        "warnings": spread.warnings("prompts" in cache.manifest["parts"]),
     }
 
 
@@ -300,8 +300,10 @@ class TeacherSpread:
         count = self._num_regions[label]
         return float(self._entropy_sums[label] / count) if count else None
 
-    def warnings(self) -> list[str]:
+    def warnings(self, has_prompts: bool = True) -> list[str]:
         """A line that says how the teacher is degenerate; empty for a healthy one.
+
+        `has_prompts` says whether the cache can be rescored.
 
         Uniform probabilities are also constant, and constant ones have a single top action, so
         that only the first of the three is reported.
@@ -312,10 +314,11 @@ class TeacherSpread:
         num_regions = self._num_regions[judged]
         uniform = self._num_uniform[judged].sum() / num_regions.sum()
         if uniform >= UNIFORM_SHARE:
+            remedy = " (eoid-cache rescore --temperature)" if has_prompts else ""
             return [
                 f"the teacher's probabilities are nearly uniform for {format_percent(uniform, 0)} %"
                 " of the regions, so that soft labels say nothing: check the teacher's weights"
-                " and the temperature (eoid-cache rescore --temperature)"
+                f" and the temperature{remedy}"
             ]
         means = self._sums[judged] / num_regions[:, None]
         variance = self._square_sums[judged] / num_regions - np.square(means).sum(axis=1)

@@ -7,24 +7,36 @@ drops those without area.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
 from pipeline.boxes import clip_boxes
 from pipeline.images import to_array
 from pipeline.utils.errors import InputError, bad_field
-from pipeline.utils.plugins import absolute_class_name, absolute_settings, is_class_name
+from pipeline.utils.logging import get_logger
+from pipeline.utils.plugins import (
+    Plugin,
+    absolute_class_name,
+    describe_plugin,
+    fingerprint_parts,
+    is_class_name,
+    user_errors,
+)
+from pipeline.utils.schema import convert
 from pipeline.vocabulary import Vocabulary
 from teacher_cache.detectors.class_names import is_object_name, match_class_names
 from teacher_cache.detectors.pairing import ObjectBoxes
+
+logger = get_logger(__name__)
 
 # Before the name or folder of a model of transformers: with classes of its own, and one that finds
 # what texts name.
@@ -36,22 +48,33 @@ MAX_SIDE = 2**13
 # The resizing limits the longer side; of images that are longer, nothing of the other side is left.
 MAX_ASPECT_RATIO = 32
 
+# Kinds of numpy's types that are real numbers.
+NUMBER_KINDS = "fiu"
 # Boxes (N, 4), classes (N,) and scores (N,) of one image; see `Detector.detect`.
 Detections = tuple[np.ndarray | Tensor, np.ndarray | Tensor, np.ndarray | Tensor]
 
 
-class Detector(Protocol):
+class Detector(Plugin):
     """A frozen detection model.
 
+    A subclass needs the method `detect` and the attribute `classes`, and usually a `name`. Its
+    constructor gets the device and the vocabulary, which it passes to this one, and the settings of
+    `--detector-set KEY=VALUE` as keyword arguments, converted to the types in its signature.
+
     Attributes:
-        name: names the model in caches and messages.
         classes: names of its classes, in the order of the numbers that `detect` returns. Names that
             are no object of the vocabulary, or empty, are left out.
+        vocabulary: of the dataset.
     """
 
-    name: str
-    classes: Sequence[str]
+    plugin_kind = "detector"
+    classes: Sequence[str] = ()
 
+    def __init__(self, device: torch.device, vocabulary: Vocabulary) -> None:
+        super().__init__(device)
+        self.vocabulary = vocabulary
+
+    @abstractmethod
     def detect(self, images: Sequence[np.ndarray]) -> Sequence[Detections]:
         """Finds objects in (h, w, 3) uint8 RGB images of one size.
 
@@ -63,11 +86,13 @@ class Detector(Protocol):
             `classes`, and (N,) scores from 0 to 1; as numpy arrays, or tensors of any device.
         """
 
-    def fingerprint_parts(self) -> Mapping[str, Any]:
-        """What determines the outputs beside name and settings, as JSON values by name.
-
-        For instance a digest of the weights, or a version. Caches of other parts do not mix.
-        """
+    def check_attributes(self) -> None:
+        """See `Plugin.check_attributes`."""
+        super().check_attributes()
+        classes = self.classes
+        if not isinstance(classes, str) and isinstance(classes, Iterable):
+            classes = list(classes)
+        convert(classes, list[str], describe_plugin(self), "classes")
 
 
 @dataclass(frozen=True)
@@ -81,14 +106,14 @@ class DetectorConfig:
             "toy" the weights in this package.
         classes: names of its classes in their order, without the background; None where the model
             or the vocabulary determines them.
-        settings: further settings as `KEY=VALUE`; see `pipeline.utils.plugins`.
+        settings: names and values of further settings; see `pipeline.utils.plugins`.
     """
 
     name: str
     weights: str | None = None
     score_threshold: float = 0.05
     classes: tuple[str, ...] | None = None
-    settings: tuple[str, ...] = ()
+    settings: tuple[tuple[str, str], ...] = ()
 
     def absolute(self) -> DetectorConfig:
         """The same configuration with absolute paths, for processes with other working folders."""
@@ -101,8 +126,7 @@ class DetectorConfig:
                 name = f"{prefix}{separator}{Path(folder).absolute()}"
         if weights is not None and Path(weights).exists():
             weights = str(Path(weights).absolute())
-        settings = absolute_settings(self.settings)
-        return replace(self, name=name, weights=weights, settings=settings)
+        return replace(self, name=name, weights=weights)
 
 
 def is_own_class(name: str) -> bool:
@@ -121,12 +145,11 @@ class ObjectDetector:
 
     Args:
         detector: the model.
-        parts: parts of the fingerprint beside those of the model; "settings.size" becomes
-            "detector.settings.size".
+        parts: parts of the fingerprint beside those of the model; "size" becomes "detector.size".
         option: the option that decides on the classes, for the error about a missing person.
 
     Raises:
-        InputError: none of the classes is a person, or the parts are no JSON values.
+        InputError: none of the classes is a person, or the fingerprint's values are no JSON.
     """
 
     def __init__(
@@ -136,7 +159,7 @@ class ObjectDetector:
         parts: Mapping[str, Any] | None = None,
         option: str = "--detector",
     ) -> None:
-        self.name, self._detector = detector.name, detector
+        self.name, self._detector, self._is_reported = detector.name, detector, False
         classes = tuple(detector.classes)
         self._labels, self.spellings = match_class_names(classes, vocabulary)
         labels = set(self._labels.tolist())
@@ -154,21 +177,11 @@ class ObjectDetector:
             for name, label in zip(classes, self._labels, strict=True)
             if label < 0 and is_object_name(name)
         )
-        all_parts = {**detector.fingerprint_parts(), **(parts or {})}
-        try:
-            # As a cache returns them: lists in place of tuples.
-            self._parts = json.loads(
-                json.dumps({f"detector.{name}": value for name, value in all_parts.items()})
-            )
-        except TypeError as error:
-            raise InputError(
-                f"detector {self.name}: fingerprint_parts: expected JSON values, found others"
-                f" ({error})"
-            ) from None
+        self._parts = fingerprint_parts(detector, {"model": self.name, **(parts or {})})
 
     def fingerprint_parts(self) -> dict[str, Any]:
-        """What identifies the detector, for `reader.fingerprint.fingerprint_parts`."""
-        return {"detector.model": self.name, **self._parts}
+        """The detector's parts of a cache's fingerprint; see `plugins.fingerprint_parts`."""
+        return self._parts
 
     def detect(self, images: Sequence[Image.Image]) -> list[ObjectBoxes]:
         """Detects objects in a batch of RGB images of one size.
@@ -185,9 +198,12 @@ class ObjectDetector:
         inputs = [
             _detector_input(image, factor) for image, factor in zip(images, factors, strict=True)
         ]
-        found = self._detector.detect(inputs)
-        if len(found) != len(images):
-            raise self._wrong_output(f"detections of {len(images)} images", f"{len(found)}")
+        with user_errors(self._detector, "detect"):
+            found = self._detector.detect(inputs)
+            found = list(found) if isinstance(found, Iterable) else found
+        if not isinstance(found, list) or len(found) != len(images):
+            count = len(found) if isinstance(found, list) else type(found).__name__
+            raise self._wrong_output(f"detections of {len(images)} images", str(count))
         results = []
         for detections, factor, image in zip(found, factors, images, strict=True):
             boxes, labels, scores = self._to_arrays(detections)
@@ -210,25 +226,44 @@ class ObjectDetector:
             boxes, classes, scores = np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0)
         elif boxes.ndim != 2 or shapes != [(len(boxes), 4), *[(len(boxes),)] * 2]:
             raise self._wrong_output("shapes (N, 4), (N,) and (N,)", " ".join(map(str, shapes)))
-        classes = classes.astype(np.int64)
-        if len(classes) and not 0 <= classes.min() <= classes.max() < len(self._labels):
-            expected = f"classes from 0 to {len(self._labels) - 1}"
+        for values in (boxes, classes, scores):
+            if values.dtype.kind not in NUMBER_KINDS:
+                raise self._wrong_output("numbers", f"an array of {values.dtype}")
+        # False for NaN.
+        if len(classes) and not (
+            classes.min() >= 0
+            and classes.max() < len(self._labels)
+            and (classes == np.trunc(classes)).all()
+        ):
+            expected = f"whole classes from 0 to {len(self._labels) - 1}"
             raise self._wrong_output(expected, f"{classes.min()} to {classes.max()}")
-        # False for NaN, with which a box forms no pair.
+        # False for NaN too.
         if ((scores < 0) | (scores > 1)).any():
             raise self._wrong_output("scores from 0 to 1", f"{scores.min()} to {scores.max()}")
-        labels = self._labels[classes]
-        # Boxes without area, or with coordinates that are not finite, cannot form regions.
-        sides = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf)
-        keep = (labels >= 0) & (sides > 0) & np.isfinite(boxes).all(axis=1)
+        labels = self._labels[classes.astype(np.int64)]
+        is_finite = np.isfinite(boxes).all(axis=1) & np.isfinite(scores)
+        if not is_finite.all() and not self._is_reported:
+            self._is_reported = True
+            logger.warning(
+                f"{describe_plugin(self._detector)}: found boxes or scores that are not finite,"
+                " which are left out"
+            )
+        # Boxes without area cannot form regions.
+        with np.errstate(invalid="ignore"):
+            sides = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf)
+        keep = (labels >= 0) & (sides > 0) & is_finite
         return boxes[keep].astype(np.float32), labels[keep], scores[keep].astype(np.float32)
 
     def _wrong_output(self, expected: str, found: str) -> InputError:
-        return bad_field(f"detector {self.name}", "detect", expected, found)
+        return bad_field(describe_plugin(self._detector), "detect", expected, found)
 
 
 def _to_numpy(values: Any) -> np.ndarray:
-    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if isinstance(values, Tensor):
+        # numpy has no bfloat16.
+        values = values.detach().cpu()
+        return (values.float() if values.is_floating_point() else values).numpy()
+    return np.asarray(values)
 
 
 def _reduction_factor(image: Image.Image) -> int:

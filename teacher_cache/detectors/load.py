@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -12,9 +12,10 @@ from pipeline.utils.errors import InputError
 from pipeline.utils.files import sha256_of_json
 from pipeline.utils.plugins import (
     create_object,
-    load_class,
+    create_own,
+    find_class,
     parse_settings,
-    settings_with_digests,
+    resolve_settings,
 )
 from pipeline.vocabulary import Vocabulary
 from teacher_cache.detectors.base import (
@@ -36,9 +37,8 @@ from teacher_cache.detectors.zero_shot import ZeroShotDetector
 OPTION = "--detector"
 # How errors name its settings.
 SETTINGS = "--detector-set"
-MEMBERS = ("name", "classes", "detect", "fingerprint_parts")
 # Detectors of transformers by the prefix of their names.
-HUB_DETECTORS: dict[str, type] = {
+HUB_DETECTORS: dict[str, type[Detector]] = {
     HUB_PREFIX: TransformersDetector,
     ZERO_SHOT_PREFIX: ZeroShotDetector,
 }
@@ -53,10 +53,9 @@ def load_detector(
         InputError: no such model, weights or class; weights of another architecture or with values
             that are not finite; classes without known names; or none of them is a person.
     """
-    settings = parse_settings(SETTINGS, config.settings)
     if is_own_class(config.name):
-        return _load_own(config, settings, vocabulary, device)
-    kind: type = TorchvisionDetector
+        return _load_own(config, vocabulary, device)
+    kind: type[Detector] = TorchvisionDetector
     for prefix, hub_kind in HUB_DETECTORS.items():
         if config.name.startswith(prefix):
             kind = hub_kind
@@ -65,13 +64,14 @@ def load_detector(
             f"{OPTION}-weights: expected none with {config.name}, which contains weights, found"
             f" {config.weights}"
         )
-    detector: Detector = create_object(SETTINGS, kind, [config, vocabulary, device], settings)
+    arguments = [device, vocabulary, config]
+    detector: Detector = create_object(SETTINGS, kind, arguments, dict(config.settings))
     option = OPTION if config.classes is None else "--detector-classes"
     return ObjectDetector(detector, vocabulary, option=option)
 
 
 def _load_own(
-    config: DetectorConfig, settings: dict[str, str], vocabulary: Vocabulary, device: torch.device
+    config: DetectorConfig, vocabulary: Vocabulary, device: torch.device
 ) -> ObjectDetector:
     for option, value in {"weights": config.weights, "classes": config.classes}.items():
         if value is not None:
@@ -79,19 +79,23 @@ def _load_own(
                 f"{OPTION}-{option}: expected none with {config.name}, which has settings"
                 f" ({SETTINGS}), found {value if isinstance(value, str) else f'{len(value)} names'}"
             )
-    kind = load_class(OPTION, config.name)
-    detector: Any = create_object(SETTINGS, kind, [vocabulary, device], settings)
-    missing = [name for name in MEMBERS if not hasattr(detector, name)]
-    if missing:
-        raise InputError(
-            f"{OPTION}: expected a class with {', '.join(MEMBERS)}, found {config.name} without"
-            f" {', '.join(missing)}"
-        )
-    parts = {
-        **{f"settings.{key}": value for key, value in settings_with_digests(settings).items()},
-        "classes": sha256_of_json(list(detector.classes)),
-    }
-    return ObjectDetector(detector, vocabulary, parts)
+    kind = find_class(Detector, config.name)
+    detector = create_own(kind, [device, vocabulary], dict(config.settings))
+    return ObjectDetector(detector, vocabulary, {"classes": sha256_of_json(list(detector.classes))})
+
+
+def resolve_detector_settings(name: str, settings: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Names and values of a detector's settings, KEY=VALUE, with absolute paths.
+
+    The module of a user's class is imported.
+
+    Raises:
+        InputError: a text has another form, or the class cannot be imported.
+    """
+    values = parse_settings(SETTINGS, settings)
+    if is_own_class(name):
+        values = resolve_settings(find_class(Detector, name), values)
+    return tuple(values.items())
 
 
 def resolve_model(

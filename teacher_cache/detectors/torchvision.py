@@ -24,7 +24,7 @@ from pipeline.utils.errors import InputError
 from pipeline.utils.files import sha256_of_json
 from pipeline.utils.weights import architecture_error, check_finite, load_weights, weights_digest
 from pipeline.vocabulary import Vocabulary, load_vocabulary
-from teacher_cache.detectors.base import Detections, DetectorConfig
+from teacher_cache.detectors.base import Detections, Detector, DetectorConfig
 from teacher_cache.detectors.class_names import (
     COCO80,
     HICO80,
@@ -67,7 +67,7 @@ TOY_ROI_POOL_SIZE = 5
 TOY_BOX_HEAD_WIDTH = 192
 
 
-class TorchvisionDetector:
+class TorchvisionDetector(Detector):
     """A frozen torchvision detection model; see `teacher_cache.detectors.base.Detector`.
 
     Attributes:
@@ -82,7 +82,8 @@ class TorchvisionDetector:
             values that are not finite; or classes without known names.
     """
 
-    def __init__(self, config: DetectorConfig, vocabulary: Vocabulary, device: torch.device):
+    def __init__(self, device: torch.device, vocabulary: Vocabulary, config: DetectorConfig):
+        super().__init__(device, vocabulary)
         model = _load_toy(config, vocabulary) if config.name == TOY else _load_torchvision(config)
         self.name = TOY_IN_CACHES if config.name == TOY else config.name
         state = model.state_dict()
@@ -95,12 +96,11 @@ class TorchvisionDetector:
         # The convolution libraries of CPUs and GPUs work in channels last, and would reorder each
         # feature map.
         self._model = model.eval().to(device).to(memory_format=torch.channels_last)
-        self._device = device
 
     @torch.inference_mode()
     def detect(self, images: Sequence[np.ndarray]) -> list[Detections]:
         """Boxes (N, 4), classes (N,) and scores (N,) of (h, w, 3) uint8 RGB images."""
-        outputs = self._model([_to_tensor(image, self._device) for image in images])
+        outputs = self._model([_to_tensor(image, self.device) for image in images])
         # One (N, 6) table of all images, so that the host waits for the device only once.
         table = torch.cat(
             [
@@ -117,7 +117,7 @@ class TorchvisionDetector:
         by_image = np.split(rows, np.cumsum(counts)[:-1])
         return [(each[:, :4], each[:, 5], each[:, 4]) for each in by_image]
 
-    def fingerprint_parts(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Digests of the weights, and of the class names where these decide on the mapping."""
         parts = {"weights": self.weights_digest}
         if self.class_names is not None:

@@ -11,12 +11,18 @@ import torch
 
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import sha256_of_json
-from pipeline.utils.hugging_face import PretrainedSource, load_pretrained
+from pipeline.utils.hugging_face import (
+    DEFAULT_REVISION,
+    PretrainedSource,
+    load_pretrained,
+    one_line_errors,
+)
+from pipeline.utils.schema import Text
 from pipeline.vocabulary import Vocabulary
-from teacher_cache.detectors.base import HUB_PREFIX, Detections, DetectorConfig
+from teacher_cache.detectors.base import HUB_PREFIX, Detections, Detector, DetectorConfig
 
 
-class TransformersDetector:
+class TransformersDetector(Detector):
     """A frozen object detection model of transformers; see `teacher_cache.detectors.base.Detector`.
 
     Resizing, normalisation and the conversion of the outputs to boxes are those of the model's
@@ -39,15 +45,17 @@ class TransformersDetector:
 
     def __init__(
         self,
-        config: DetectorConfig,
-        vocabulary: Vocabulary,
         device: torch.device,
-        revision: str = "main",
+        vocabulary: Vocabulary,
+        config: DetectorConfig,
+        revision: Text = DEFAULT_REVISION,
     ) -> None:
+        super().__init__(device, vocabulary)
         name = config.name.removeprefix(HUB_PREFIX)
         kind = "hf: with an object detector"
+        self._source = PretrainedSource(name, "--detector", kind, config.name, revision)
         loaded = load_pretrained(
-            PretrainedSource(name, "--detector", kind, config.name, revision),
+            self._source,
             "AutoModelForObjectDetection",
             "AutoImageProcessor",
             torch.float32,
@@ -56,26 +64,28 @@ class TransformersDetector:
         self.name = f"{HUB_PREFIX}{loaded.model_type}"
         self._settings_digest = sha256_of_json(loaded.settings)
         self.classes = _class_names(config, loaded.model.config)
-        self._threshold, self._device = config.score_threshold, device
+        self._threshold = config.score_threshold
         self._model = loaded.model.to(device)
 
     @torch.inference_mode()
     def detect(self, images: Sequence[np.ndarray]) -> list[Detections]:
         """Boxes (N, 4), classes (N,) and scores (N,) of (h, w, 3) uint8 RGB images."""
-        inputs = self._processor(
-            images=list(images), return_tensors="pt", input_data_format="channels_last"
-        )
-        outputs = self._model(**inputs.to(self._device))
-        # Copied before they are divided into images, so that the host waits for the device twice.
-        outputs = SimpleNamespace(
-            logits=outputs.logits.cpu().float(), pred_boxes=outputs.pred_boxes.cpu().float()
-        )
-        results = self._processor.post_process_object_detection(
-            outputs, self._threshold, [image.shape[:2] for image in images]
-        )
-        return [(one["boxes"], one["labels"], one["scores"]) for one in results]
+        # What is wrong in a configuration may show here only.
+        with one_line_errors(self._source):
+            inputs = self._processor(
+                images=list(images), return_tensors="pt", input_data_format="channels_last"
+            )
+            outputs = self._model(**inputs.to(self.device))
+            # Copied before they are divided into images, so that the host waits twice only.
+            outputs = SimpleNamespace(
+                logits=outputs.logits.cpu().float(), pred_boxes=outputs.pred_boxes.cpu().float()
+            )
+            results = self._processor.post_process_object_detection(
+                outputs, self._threshold, [image.shape[:2] for image in images]
+            )
+            return [(one["boxes"], one["labels"], one["scores"]) for one in results]
 
-    def fingerprint_parts(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Digests of weights, class names, and the settings of model and image processor."""
         return {
             "weights": self.weights_digest,

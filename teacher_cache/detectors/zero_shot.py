@@ -18,9 +18,16 @@ from torchvision.ops import box_convert, box_iou
 
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import sha256_of_json
-from pipeline.utils.hugging_face import Pretrained, PretrainedSource, load_pretrained
+from pipeline.utils.hugging_face import (
+    DEFAULT_REVISION,
+    Pretrained,
+    PretrainedSource,
+    load_pretrained,
+    one_line_errors,
+)
+from pipeline.utils.schema import Positive, Text
 from pipeline.vocabulary import Vocabulary, normalise_name, object_text
-from teacher_cache.detectors.base import ZERO_SHOT_PREFIX, Detections, DetectorConfig
+from teacher_cache.detectors.base import ZERO_SHOT_PREFIX, Detections, Detector, DetectorConfig
 
 # Grounding DINO takes these as the ends of phrases.
 DELIMITERS = re.compile(r"[.?]")
@@ -30,7 +37,7 @@ NAMES_PER_BATCH = 64
 SAME_BOX_IOU = 0.9
 
 
-class ZeroShotDetector:
+class ZeroShotDetector(Detector):
     """A frozen zero-shot detection model; see `teacher_cache.detectors.base.Detector`.
 
     Every distinct text is searched for once. A box gets the name with the highest score; of
@@ -55,15 +62,14 @@ class ZeroShotDetector:
 
     def __init__(
         self,
-        config: DetectorConfig,
-        vocabulary: Vocabulary,
         device: torch.device,
-        revision: str = "main",
-        chunk_size: int | None = None,
+        vocabulary: Vocabulary,
+        config: DetectorConfig,
+        revision: Text = DEFAULT_REVISION,
+        chunk_size: Positive | None = None,
     ) -> None:
-        if chunk_size is not None and chunk_size < 1:
-            raise InputError(f"--detector-set: chunk_size: expected at least 1, found {chunk_size}")
-        source = PretrainedSource(
+        super().__init__(device, vocabulary)
+        self._source = PretrainedSource(
             config.name.removeprefix(ZERO_SHOT_PREFIX),
             "--detector",
             f"{ZERO_SHOT_PREFIX} with OWL-ViT, OWLv2 or Grounding DINO",
@@ -71,10 +77,10 @@ class ZeroShotDetector:
             revision,
         )
         loaded = load_pretrained(
-            source, "AutoModelForZeroShotObjectDetection", "AutoProcessor", torch.float32
+            self._source, "AutoModelForZeroShotObjectDetection", "AutoProcessor", torch.float32
         )
         if loaded.model_type not in FAMILIES:
-            raise source.error(ValueError(f"its architecture is {loaded.model_type}"))
+            raise self._source.error(ValueError(f"its architecture is {loaded.model_type}"))
         self.name = f"{ZERO_SHOT_PREFIX}{loaded.model_type}"
         self.weights_digest = loaded.weights_digest
         self._settings_digest = sha256_of_json(loaded.settings)
@@ -86,18 +92,20 @@ class ZeroShotDetector:
         loaded.model.to(device)
         self._model = FAMILIES[loaded.model_type](loaded, [*texts], chunk_size, device)
         self._images = loaded.processor.image_processor
-        self._threshold, self._device = config.score_threshold, device
+        self._threshold = config.score_threshold
 
     @torch.inference_mode()
     def detect(self, images: Sequence[np.ndarray]) -> list[Detections]:
         """Boxes (N, 4), classes (N,) and scores (N,) of (h, w, 3) uint8 RGB images."""
-        inputs = self._images(
-            images=list(images), return_tensors="pt", input_data_format="channels_last"
-        )
-        sizes = [image.shape[:2] for image in images]
-        return self._model.detect(inputs.to(self._device), sizes, self._threshold)
+        # What is wrong in a configuration may show here only.
+        with one_line_errors(self._source):
+            inputs = self._images(
+                images=list(images), return_tensors="pt", input_data_format="channels_last"
+            )
+            sizes = [image.shape[:2] for image in images]
+            return self._model.detect(inputs.to(self.device), sizes, self._threshold)
 
-    def fingerprint_parts(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Digests of weights, of the settings of model and image processor, of the classes, and of
         the token ids of all prompts, which tokenizer, names and chunks decide."""
         return {

@@ -28,7 +28,6 @@ from teacher_cache.teachers.base import Teacher
 from teacher_cache.teachers.load import TeacherConfig, load_teacher
 from teacher_cache.teachers.prompts import DEFAULT_TEMPLATE, Prompts, interaction_prompts
 from teacher_cache.teachers.text_image import TextImageTeacher
-from teacher_cache.writer.settings import absolute_if_exists
 
 
 @dataclass(frozen=True)
@@ -58,13 +57,11 @@ class InputsConfig:
 
     def absolute(self) -> InputsConfig:
         """The same configuration with absolute paths, for processes with other working folders."""
-        settings = tuple((name, absolute_if_exists(text)) for name, text in self.teacher.settings)
         return replace(
             self,
             dataset=self.dataset.absolute(),
             detector=self.detector and self.detector.absolute(),
             proposals=self.proposals and self.proposals.absolute(),
-            teacher=replace(self.teacher, settings=settings),
             sentences=self.sentences and self.sentences.absolute(),
         )
 

@@ -28,6 +28,7 @@ from teacher_cache.teachers.prompts import (
     embed_prompts,
     indistinguishable_actions,
     interaction_prompts,
+    prompt_classes,
 )
 from teacher_cache.writer.settings import read_settings
 from teacher_cache.writer.shard import write_prompts_file
@@ -66,7 +67,8 @@ def create_prompts_file(
         device: device of CLIP.
         overwrite: whether an existing file may be replaced.
         teacher, teacher_settings: see `load_text_encoder`.
-        sentences: sentences of the new actions, see `class_prompts`.
+        sentences: sentences of the new actions, see `class_prompts`; the file may also have those
+            of the cache's actions, which have no effect.
         new_objects: accept objects that the cache lacks.
 
     Raises:
@@ -91,7 +93,7 @@ def create_prompts_file(
         if forms.setdefault(verb, ing) != ing:
             raise InputError(f"{verb}: expected one form in prompts, found {forms[verb]} and {ing}")
     verbs = list(forms)
-    prompts = class_prompts(new, templates, sentences)
+    prompts = class_prompts(new, templates, sentences, prompt_classes(known))
     encode = load_text_encoder(cached, clip_model, clip_weights, device, teacher, teacher_settings)
     action_prompts = ActionPrompts(
         text_model=cached.text_model,
@@ -113,7 +115,7 @@ def create_prompts_file(
     embeddings = np.concatenate([text.embeddings, action_prompts.embeddings[fresh]])
     all_prompts = (*text.prompts, *(prompts[row] for row in fresh))
     joined = PromptEmbeddings(all_prompts, embeddings, text.logit_scale)
-    if line := classes_without_sentences(new, sentences):
+    if line := classes_without_sentences(new, sentences, prompt_classes(known)):
         logger.warning(line)
     if line := indistinguishable_actions(names, joined):
         logger.warning(line)
@@ -258,7 +260,7 @@ def load_text_encoder(
     """
     from pipeline.utils.devices import configure_device, resolve_device
     from pipeline.utils.plugins import confirm_class
-    from teacher_cache.teachers.load import TeacherConfig, load_teacher, parse_settings
+    from teacher_cache.teachers.load import TeacherConfig, load_teacher
     from teacher_cache.teachers.text_image import TextImageTeacher
 
     settings = read_settings(cache.path, cache.manifest)
@@ -275,7 +277,7 @@ def load_text_encoder(
         expected = {"clip.weights": parts.get("clip.weights")}
     else:
         texts = teacher_settings or settings.get("teacher_settings", ())
-        config = TeacherConfig(name, parse_settings(texts), str(Path.cwd()))
+        config = TeacherConfig.resolve(name, texts)
         expected = teacher_parts(parts)
     loaded = load_teacher(config, configure_device(resolve_device(device), "float32"))
     found = loaded.fingerprint_parts()
@@ -286,4 +288,4 @@ def load_text_encoder(
             own = "--teacher-set: expected the cache's own teacher"
         raise InputError(f"{own}, found another ({changes})")
     assert isinstance(loaded, TextImageTeacher), "other caches have no text embeddings"
-    return loaded.encode_texts
+    return loaded.embed_sentences

@@ -15,6 +15,7 @@ from pipeline.cluster.lock import lock_folder
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import sha256_of_json
 from pipeline.utils.logging import get_logger
+from pipeline.utils.plugins import format_settings
 from pipeline.utils.progress import track
 from pipeline.utils.text import count_noun
 from pipeline.vocabulary import Vocabulary, load_vocabulary
@@ -97,6 +98,15 @@ def rescore_cache(config: RescoreConfig) -> None:
     # The settings in the new cache do not depend on those of the old one.
     model, weights = resolve_clip(cache, config.clip_model, config.clip_weights)
     settings, named_teacher = read_settings(cache.path, cache.manifest), config.teacher
+    if config.teacher_settings:
+        if named_teacher is None:
+            raise InputError(
+                f"--teacher-set: expected --teacher as well, found {config.teacher_settings[0]}"
+            )
+        from teacher_cache.teachers.load import TeacherConfig
+
+        teacher = TeacherConfig.resolve(named_teacher, config.teacher_settings)
+        config = replace(config, teacher_settings=format_settings(teacher.settings))
     if not config.templates and config.sentences is None and settings.get("sentences"):
         config = replace(config, sentences=Path(settings["sentences"]))
     config = replace(

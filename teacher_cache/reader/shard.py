@@ -80,6 +80,13 @@ class ShardLayout:
     def num_regions(self) -> int:
         return self.locations[REGION_BOX][1][0]
 
+    @property
+    def embedding_width(self) -> int | None:
+        """Numbers per region embedding; 0 without embeddings, None without regions."""
+        if not self.num_regions:
+            return None
+        return self.locations[REGION_EMBEDDING][1][1] if REGION_EMBEDDING in self.locations else 0
+
 
 def read_layout(path: Path, fingerprint: str) -> ShardLayout:
     """Reads the layout of a shard and checks that its arrays have matching lengths.

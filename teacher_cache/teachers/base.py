@@ -8,23 +8,30 @@ with sentences, as CLIP does.
 
 from __future__ import annotations
 
-import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
+from msgspec import Meta, Struct
 from PIL import Image
 from torch import Tensor
 
 from pipeline.types import Pairs
-from pipeline.utils.errors import InputError, bad_field
-from pipeline.utils.plugins import create_object, settings_with_digests
+from pipeline.utils.errors import bad_field
+from pipeline.utils.plugins import (
+    Plugin,
+    create_object,
+    describe_plugin,
+    fingerprint_parts,
+    user_errors,
+)
+from pipeline.utils.schema import convert
 from pipeline.vocabulary import Vocabulary
 from teacher_cache.reader.cache import PromptEmbeddings
-from teacher_cache.reader.format import INDEPENDENT, SOFTMAX, TEACHER_PART
+from teacher_cache.reader.format import PROBABILITIES_PART, SOFTMAX, TEACHER_PART
 from teacher_cache.reader.soft_targets import action_probabilities, object_actions
 from teacher_cache.teachers.regions import RegionMode, crop_regions
 
@@ -34,6 +41,15 @@ RANGE_TOLERANCE, SUM_TOLERANCE = 1e-3, 1e-2
 # Probabilities (P, V), optionally with embeddings (R, D) of the regions.
 Scores: TypeAlias = "np.ndarray | Tensor | tuple[np.ndarray | Tensor, np.ndarray | Tensor | None]"
 CheckedScores: TypeAlias = "tuple[np.ndarray, np.ndarray | None]"
+
+
+class _Attributes(Struct):
+    """Attributes of a teacher that a user's class may set."""
+
+    probabilities: Literal["softmax", "independent"]
+    # Larger crops are mistakes, for which the memory does not suffice.
+    image_size: Annotated[int, Meta(ge=1, le=4096)] | None
+    interpolation: Literal["bicubic", "bilinear"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,40 +77,34 @@ class TeacherImage:
 Batch: TypeAlias = tuple[Sequence[TeacherImage], Sequence[Pairs]]
 
 
-class Teacher(ABC):
+class Teacher(Plugin):
     """A frozen model that gives human-object pairs the probabilities of their verbs.
 
     A subclass needs the method `score`, usually a `name`, and `image_size` if it wants region
-    crops. Its constructor gets the device, and the settings of `--teacher-set KEY=VALUE` as
-    keyword arguments, converted to the types in its signature.
+    crops. Its constructor gets the device, which it passes to this one, and the settings of
+    `--teacher-set KEY=VALUE` as keyword arguments, converted to the types in its signature.
 
     Attributes:
-        name: names the teacher in fingerprints and messages; the class by default.
         probabilities: "softmax" if the probabilities of a pair sum to 1 over the actions of its
             object, "independent" if every verb has a probability of its own.
         image_size: side of the square region crops in pixels, for a teacher that needs them.
         interpolation: interpolation of the crops' resize, "bicubic" or "bilinear".
-        device: the device of the build.
         batch_size: `--batch-size`, if given; it must not change the outputs.
         region: how a union box becomes a square crop.
         text: embedded prompts of the cache, for a `TextImageTeacher`.
-        settings: `--teacher-set`.
         detector_follows: whether a detector runs between batches; on a CPU it needs all cores.
     """
 
-    name: str = ""
+    plugin_kind = TEACHER_PART
     probabilities: str = SOFTMAX
     image_size: int | None = None
     interpolation: str = "bicubic"
     batch_size: int | None = None
     region: RegionMode = RegionMode()
     text: PromptEmbeddings | None = None
-    settings: Mapping[str, str] = {}
     detector_follows: bool = False
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.name = self.name or type(self).__qualname__
+    # Width of the embeddings that were returned so far.
+    _embedding_width: int | None = None
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, str], device: torch.device) -> Teacher:
@@ -104,6 +114,12 @@ class Teacher(ABC):
             InputError: a setting is unknown, missing or of another type.
         """
         return create_object("--teacher-set", cls, [device], settings)
+
+    def check_attributes(self) -> None:
+        """See `Plugin.check_attributes`."""
+        super().check_attributes()
+        values = {name: getattr(self, name) for name in _Attributes.__struct_fields__}
+        convert(values, _Attributes, describe_plugin(self))
 
     @abstractmethod
     def score(
@@ -122,37 +138,15 @@ class Teacher(ABC):
             a tuple of these and (R, D) embeddings of the regions of all images, in their order.
         """
 
-    def fingerprint(self) -> dict[str, Any]:
-        """What else determines the outputs, as JSON values: digests of weights, a version.
-
-        The settings are in a cache's fingerprint without it, of files and folders the content; a
-        value of the same name takes the place of a setting.
-        """
-        return {}
-
     def fingerprint_parts(self) -> dict[str, Any]:
-        """The teacher's parts of a cache's fingerprint.
-
-        Raises:
-            InputError: they are no JSON values.
-        """
-        own = self.fingerprint()
-        rest = {name: text for name, text in self.settings.items() if name not in own}
-        own = {**settings_with_digests(rest), **own}
+        """The teacher's parts of a cache's fingerprint; see `plugins.fingerprint_parts`."""
+        crops: dict[str, Any] = {}
         if self.image_size is not None:
-            own |= {"image_size": self.image_size, "interpolation": self.interpolation}
-        parts = {TEACHER_PART: self.name, **{f"{TEACHER_PART}.{n}": v for n, v in own.items()}}
-        if self.probabilities not in (SOFTMAX, INDEPENDENT):
-            expected = f"{SOFTMAX} or {INDEPENDENT}"
-            raise bad_field(f"teacher {self.name}", "probabilities", expected, self.probabilities)
+            crops = {"image_size": self.image_size, "interpolation": self.interpolation}
+        parts = {TEACHER_PART: self.name, **fingerprint_parts(self, crops)}
         if self.probabilities != SOFTMAX:
-            parts["probabilities"] = self.probabilities
-        try:
-            # As a reader gets them: lists for tuples.
-            return json.loads(json.dumps(parts))
-        except TypeError as error:
-            message = f"teacher {self.name}: fingerprint: expected JSON values, found others"
-            raise InputError(f"{message} ({error})") from None
+            parts[PROBABILITIES_PART] = self.probabilities
+        return parts
 
     def score_batches(
         self, batches: Iterable[Batch], vocabulary: Vocabulary
@@ -170,10 +164,18 @@ class Teacher(ABC):
             if with_pairs:
                 images = [self._crop(image) for image, _ in with_pairs]
                 pairs = [own for _, own in with_pairs]
-                scores = self.score(images, pairs, vocabulary)
+                # What a teacher writes into arrays must not be in the cache.
+                given = [
+                    Pairs(**{name: array.copy() for name, array in vars(own).items()})
+                    for own in pairs
+                ]
+                with user_errors(self, "score"):
+                    scores = self.score(images, given, vocabulary)
                 yield self._check(scores, images, pairs, vocabulary)
 
     def _crop(self, image: TeacherImage) -> TeacherImage:
+        boxes, indices = image.region_boxes.copy(), image.region_indices.copy()
+        image = replace(image, region_boxes=boxes, region_indices=indices)
         if self.image_size is None:
             return image
         size, device, interpolation = self.image_size, self.device, self.interpolation
@@ -192,12 +194,15 @@ class Teacher(ABC):
         vocabulary: Vocabulary,
     ) -> CheckedScores:
         """Scores as float32 arrays: 0 for verbs without interaction, embeddings normalised."""
-        given, embedded = scores if isinstance(scores, tuple) else (scores, None)
-        probabilities, source = _to_numpy(given), f"teacher {self.name}"
+        first = images[0].image_id
+        given, embedded = scores, None
+        if isinstance(scores, tuple):
+            if len(scores) != 2:
+                expected = "probabilities, or a tuple of these and embeddings"
+                raise bad_field(describe_plugin(self), first, expected, f"a tuple of {len(scores)}")
+            given, embedded = scores
         shape = (sum(map(len, pairs)), vocabulary.num_verbs)
-        if probabilities.shape != shape:
-            expected = f"probabilities of shape {shape}"
-            raise bad_field(source, images[0].image_id, expected, probabilities.shape)
+        probabilities = to_array(self, given, first, "probabilities", shape)
         actions = object_actions(vocabulary)[np.concatenate([one.object_labels for one in pairs])]
         probabilities = np.where(actions, probabilities, np.float32(0))
         # The comparisons are False for NaN.
@@ -210,18 +215,19 @@ class Teacher(ABC):
         for row in np.flatnonzero(~valid)[:1]:
             image = np.repeat(np.arange(len(images)), list(map(len, pairs)))[row]
             found = probabilities[row, actions[row]].tolist()
-            raise bad_field(source, images[image].image_id, expected, found)
+            raise bad_field(describe_plugin(self), images[image].image_id, expected, found)
+        # Without the sign of -0.0, which readers that compare bits would take for a large number.
+        probabilities = np.abs(probabilities.clip(0, 1))
         if embedded is None:
-            return probabilities.clip(0, 1), None
-        embeddings = _to_numpy(embedded)
+            return probabilities, None
         num_regions = sum(len(image.region_boxes) for image in images)
-        if embeddings.ndim != 2 or len(embeddings) != num_regions:
-            expected = f"embeddings of shape ({num_regions}, D)"
-            raise bad_field(source, images[0].image_id, expected, embeddings.shape)
+        width = self._embedding_width
+        embeddings = to_array(self, embedded, first, "embeddings", (num_regions, width))
+        self._embedding_width = embeddings.shape[1]
         with np.errstate(invalid="ignore"):
             # A zero vector has no direction; it becomes NaN, which the caller refuses.
             embeddings = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
-        return probabilities.clip(0, 1), embeddings
+        return probabilities, embeddings
 
 
 def softmax_over_actions(
@@ -233,7 +239,22 @@ def softmax_over_actions(
     return action_probabilities(np.asarray(logits)[:, verbs], labels, vocabulary)
 
 
-def _to_numpy(values: np.ndarray | Tensor) -> np.ndarray:
+def to_array(
+    teacher: Teacher, values: object, where: str, what: str, shape: tuple[int, int | None]
+) -> np.ndarray:
+    """What a teacher's method returned, as a float32 array of a shape; None stands for any width.
+
+    Raises:
+        InputError: it is something else; names `where` it was returned.
+    """
+    source, expected = describe_plugin(teacher), f"{what} of shape ({shape[0]}, {shape[1] or 'D'})"
     if isinstance(values, Tensor):
         values = values.detach().cpu().float().numpy()
-    return np.asarray(values, dtype=np.float32)
+    try:
+        array = np.asarray(values, dtype=np.float32)
+    except (TypeError, ValueError):
+        raise bad_field(source, where, expected, type(values).__name__) from None
+    if array.ndim != 2 or array.shape != (shape[0], shape[1] or array.shape[1]):
+        found = array.shape if array.ndim else type(values).__name__
+        raise bad_field(source, where, expected, found)
+    return array

@@ -27,6 +27,7 @@ from pipeline.toy import TEACHER, TOY
 from pipeline.utils.devices import autocast, copy_to_host_async
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import sha256_of_file, sha256_of_json, write_json
+from pipeline.utils.progress import track
 from pipeline.utils.schema import convert, read_json_as
 from pipeline.utils.weights import (
     architecture_error,
@@ -371,12 +372,13 @@ class ClipTeacher(TextImageTeacher):
         Raises:
             InputError: the toy teacher's tokenizer does not know a word.
         """
+        starts = range(0, len(texts), TEXT_BATCH_SIZE)
         parts = [
             self._model.encode_text(
                 self._tokenizer(list(texts[start : start + TEXT_BATCH_SIZE])).to(self.device),
                 normalize=True,
             )
-            for start in range(0, len(texts), TEXT_BATCH_SIZE)
+            for start in track(starts, len(starts), "Encoding sentences", "batches", brief=True)
         ]
         return torch.cat(parts).float().cpu().numpy()
 

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 
 import torch
 
-from pipeline.utils import plugins
 from pipeline.utils.errors import InputError
-from pipeline.utils.plugins import absolute_class_name, is_class_name, load_class
+from pipeline.utils.plugins import (
+    absolute_class_name,
+    create_own,
+    find_class,
+    is_class_name,
+    parse_settings,
+    resolve_settings,
+)
 from teacher_cache.teachers.base import Teacher
 
 OPTION, SETTINGS = "--teacher", "--teacher-set"
@@ -28,17 +35,29 @@ class TeacherConfig:
     Attributes:
         name: a name of `TEACHERS`, or `module:Class`.
         settings: names and values of the teacher's settings.
-        folder: where `module` may be found besides the installed packages.
     """
 
     name: str = DEFAULT_TEACHER
     settings: tuple[tuple[str, str], ...] = ()
-    folder: str | None = None
 
+    @classmethod
+    def resolve(cls, name: str, settings: Sequence[str]) -> TeacherConfig:
+        """The configuration with absolute paths, for processes with other working folders.
 
-def parse_settings(texts: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """Names and values of `--teacher-set KEY=VALUE`; see `pipeline.utils.plugins`."""
-    return tuple(plugins.parse_settings(SETTINGS, texts).items())
+        The module of a user's class is imported.
+
+        Args:
+            name: `--teacher`.
+            settings: texts KEY=VALUE.
+
+        Raises:
+            InputError: a text has another form; and see `find_teacher_class`.
+        """
+        if name not in TEACHERS and is_class_name(name):
+            name = absolute_class_name(name)
+        values = parse_settings(SETTINGS, settings)
+        values = resolve_settings(find_teacher_class(name), values)
+        return cls(name, tuple(values.items()))
 
 
 def load_teacher(config: TeacherConfig, device: torch.device) -> Teacher:
@@ -47,24 +66,23 @@ def load_teacher(config: TeacherConfig, device: torch.device) -> Teacher:
     Raises:
         InputError: there is no such class, or its settings or weights are wrong.
     """
-    settings = dict(config.settings)
-    teacher = find_teacher_class(config).from_settings(settings, device)
-    teacher.settings = settings
-    return teacher
+    kind, settings = find_teacher_class(config.name), dict(config.settings)
+    if config.name in TEACHERS:
+        return kind.from_settings(settings, device)
+    return create_own(kind, [device], settings)
 
 
-def find_teacher_class(config: TeacherConfig) -> type[Teacher]:
+def find_teacher_class(name: str) -> type[Teacher]:
     """Imports a teacher's class.
 
     Raises:
         InputError: there is no such module or class, or it is no `Teacher`.
     """
-    name = TEACHERS.get(config.name, config.name)
+    if name in TEACHERS:
+        # Not searched for in the current folder, which may have a copy of this package.
+        module, _, kind = TEACHERS[name].partition(":")
+        return getattr(import_module(module), kind)
     if not is_class_name(name):
         expected = f"{', '.join(TEACHERS)} or module:Class"
-        raise InputError(f"{OPTION}: expected {expected}, found {config.name}")
-    found = load_class(OPTION, absolute_class_name(name, config.folder))
-    if not issubclass(found, Teacher):
-        expected = f"a subclass of {Teacher.__name__}"
-        raise InputError(f"{OPTION}: expected {expected}, found {config.name}")
-    return found
+        raise InputError(f"{OPTION}: expected {expected}, found {name}")
+    return find_class(Teacher, name)

@@ -3,6 +3,7 @@ their text embeddings, averaged over the sentences of a class."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from itertools import pairwise
@@ -13,7 +14,8 @@ import numpy as np
 from msgspec import Meta
 
 from pipeline.utils.errors import InputError, bad_field
-from pipeline.utils.schema import Text, read_json_as
+from pipeline.utils.files import read_json
+from pipeline.utils.schema import Text, convert
 from pipeline.vocabulary import NO_INTERACTION, Vocabulary, normalise_name, object_text
 from teacher_cache.reader.cache import PromptEmbeddings
 
@@ -25,6 +27,7 @@ DEFAULT_TEMPLATE = "a picture of person {ing} {object}"
 SAME_EMBEDDING_TOLERANCE = 1e-5
 # Groups of indistinguishable actions, and classes without sentences, that warnings list.
 MAX_LISTED = 5
+OTHER_FIELD = re.compile(r"\{(?!object\})\w*\}")
 # Verb, its "-ing" form and object.
 PromptClass = tuple[str, str, str]
 # Sentences of verbs and of interactions ("ride horse"), by normalised name.
@@ -59,6 +62,7 @@ def class_prompts(
     classes: Sequence[PromptClass],
     templates: Sequence[str],
     sentences: Path | None = None,
+    others: Sequence[PromptClass] = (),
 ) -> Prompts:
     """The prompts of interactions, with underscores replaced by spaces, without WordNet ids.
 
@@ -67,6 +71,7 @@ def class_prompts(
         templates: sentences with the fields `{ing}` ("sitting on") and `{object}`.
         sentences: a file of sentences for verbs and interactions, which are used in place of the
             templates; those of an interaction in place of those of its verb.
+        others: further interactions for which the file may have sentences.
 
     Returns:
         A tuple of prompts for each interaction.
@@ -74,28 +79,32 @@ def class_prompts(
     Raises:
         InputError: the file is wrong, or has sentences for others than these classes.
     """
-    given = {} if sentences is None else _read_sentences(sentences, classes)
+    given = {} if sentences is None else _read_sentences(sentences, [*classes, *others])
     return tuple(
         _class_sentences(given, verb, name) or fill_templates(templates, ing, name)
         for verb, ing, name in classes
     )
 
 
-def classes_without_sentences(classes: Sequence[PromptClass], sentences: Path | None) -> str:
-    """A warning that names the interactions without sentences in a file; empty without any."""
+def classes_without_sentences(
+    classes: Sequence[PromptClass], sentences: Path | None, others: Sequence[PromptClass] = ()
+) -> str:
+    """A warning that names the interactions without sentences in a file; empty without any.
+
+    The arguments are those of `class_prompts`.
+    """
     if sentences is None:
         return ""
-    given = _read_sentences(sentences, classes)
+    given = _read_sentences(sentences, [*classes, *others])
+    actions = [(verb, name) for verb, _, name in classes if verb != NO_INTERACTION]
     missing = [
-        f"{verb} {name}"
-        for verb, _, name in classes
-        if verb != NO_INTERACTION and not _class_sentences(given, verb, name)
+        f"{verb} {name}" for verb, name in actions if not _class_sentences(given, verb, name)
     ]
     if not missing:
         return ""
     listed = ", ".join(missing[:MAX_LISTED]) + (", ..." if len(missing) > MAX_LISTED else "")
     return (
-        f"{sentences}: no sentences for {len(missing)} of {len(classes)} interactions, which have"
+        f"{sentences}: no sentences for {len(missing)} of {len(actions)} interactions, which have"
         f" the templates' prompts: {listed}"
     )
 
@@ -104,16 +113,24 @@ def _read_sentences(file: Path, classes: Sequence[PromptClass]) -> Sentences:
     """Reads `{verb or interaction: [sentence, ...]}` and checks the names."""
     known = {normalise_name(verb): verb for verb, *_ in classes}
     known |= {normalise_name(f"{verb} {name}"): f"{verb} {name}" for verb, _, name in classes}
-    read = read_json_as(file, dict[str, SentenceList])
+    read = convert(read_json(file, unique_names=True), dict[str, SentenceList], file)
+    if not read:
+        raise bad_field(file, "names", "at least one verb or interaction", "none")
     given = {normalise_name(name): tuple(texts) for name, texts in read.items()}
     unknown = [name for name in read if normalise_name(name) not in known]
     if unknown:
         similar = get_close_matches(normalise_name(unknown[0]), known) or list(known)
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         expected = f"verbs and interactions, such as {', '.join(similar[:3])}"
-        raise bad_field(file, "names", expected, f"{', '.join(unknown[:MAX_LISTED])}{more}")
+        listed = ", ".join(name or "''" for name in unknown[:MAX_LISTED])
+        raise bad_field(file, "names", expected, f"{listed}{more}")
     if len(given) < len(read):
         raise bad_field(file, "names", "every class once", f"{len(read) - len(given)} repeated")
+    for name, texts in read.items():
+        for text in texts:
+            # Those of templates, which a text encoder would take as words.
+            if field := OTHER_FIELD.search(text):
+                raise bad_field(file, name, "sentences with no field but {object}", field[0])
     return given
 
 

@@ -17,14 +17,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from msgspec import Struct
 from torch import Tensor
 
 from pipeline.images import is_large
 from pipeline.types import Pairs
+from pipeline.utils.errors import bad_field
+from pipeline.utils.plugins import describe_plugin, user_errors
+from pipeline.utils.schema import Positive, PositiveFloat, convert
 from pipeline.vocabulary import Vocabulary
 from teacher_cache.reader.cache import PromptEmbeddings
 from teacher_cache.reader.soft_targets import action_probabilities
-from teacher_cache.teachers.base import Batch, CheckedScores, Teacher, TeacherImage
+from teacher_cache.teachers.base import Batch, CheckedScores, Teacher, TeacherImage, to_array
 from teacher_cache.teachers.prompts import Prompts, embed_prompts
 from teacher_cache.teachers.regions import crop_regions
 
@@ -38,6 +42,16 @@ NUM_GPU_WORKERS = 4
 MAX_CPU_WORKERS = 4
 # Regions per batch. On a CPU the activations of larger batches no longer fit its cache.
 CPU_BATCH_SIZE, GPU_BATCH_SIZE = 64, 256
+# What the norm of an embedding that was normalised in half precision may differ from 1 by.
+NORM_TOLERANCE = 1e-2
+
+
+class _Attributes(Struct):
+    """Attributes that a user's class has to set."""
+
+    image_size: int
+    batch_size: Positive
+    logit_scale: PositiveFloat
 
 
 class TextImageTeacher(Teacher):
@@ -76,8 +90,58 @@ class TextImageTeacher(Teacher):
     def embed_prompts(self, prompts: Prompts) -> PromptEmbeddings:
         """The prompts of the H interactions with their embeddings."""
         return PromptEmbeddings(
-            prompts, embed_prompts(prompts, self.encode_texts), self.logit_scale
+            prompts, embed_prompts(prompts, self.embed_sentences), self.logit_scale
         )
+
+    def embed_sentences(self, sentences: Sequence[str]) -> np.ndarray:
+        """What `encode_texts` returns, checked.
+
+        Raises:
+            InputError: it returns something else than normalised embeddings.
+        """
+        with user_errors(self, "encode_texts"):
+            found = self.encode_texts(sentences)
+        embeddings = self._check_embeddings(found, "encode_texts", (len(sentences), None))
+        if not np.isfinite(embeddings).all():
+            raise bad_field(describe_plugin(self), "encode_texts", "finite embeddings", "others")
+        return embeddings
+
+    def start_encoding(self, regions: Tensor) -> Callable[[], np.ndarray]:
+        """Like `encode_images_async`; the returned function checks the embeddings.
+
+        Raises:
+            InputError: they have another shape than the text embeddings, or are not normalised.
+        """
+        assert self.text is not None, "the builder gives the teacher the cache's text embeddings"
+        shape = len(regions), self.text.embeddings.shape[1]
+        with user_errors(self, "encode_images"):
+            get_embeddings = self.encode_images_async(regions)
+
+        def get_checked() -> np.ndarray:
+            with user_errors(self, "encode_images"):
+                embeddings = get_embeddings()
+            return self._check_embeddings(embeddings, "encode_images", shape)
+
+        return get_checked
+
+    def check_attributes(self) -> None:
+        """See `Plugin.check_attributes`."""
+        super().check_attributes()
+        values = {name: getattr(self, name, None) for name in _Attributes.__struct_fields__}
+        convert(values, _Attributes, describe_plugin(self))
+
+    def _check_embeddings(
+        self, found: object, method: str, shape: tuple[int, int | None]
+    ) -> np.ndarray:
+        """Embeddings of a shape as float32, whose norm is 1 where they are finite."""
+        embeddings = to_array(self, found, method, "embeddings", shape)
+        norms = np.linalg.norm(embeddings, axis=1)
+        wrong = norms[np.isfinite(norms) & (np.abs(norms - 1) > NORM_TOLERANCE)]
+        if len(wrong):
+            raise bad_field(
+                describe_plugin(self), method, "normalised embeddings", f"a norm of {wrong[0]:g}"
+            )
+        return embeddings
 
     def score(
         self, images: Sequence[TeacherImage], pairs: Sequence[Pairs], vocabulary: Vocabulary
@@ -175,7 +239,7 @@ class _BatchEncoder:
             self._collect_oldest()
 
     def _start(self, batch: Sequence[Tensor]) -> Callable[[], np.ndarray]:
-        return self._teacher.encode_images_async(torch.cat(list(batch)))
+        return self._teacher.start_encoding(torch.cat(list(batch)))
 
     def _collect_oldest(self) -> None:
         self._embeddings.append(self.running.popleft().result()())

@@ -12,19 +12,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from inspect import signature
 from string import Formatter
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from msgspec import Meta
 from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from pipeline.types import Pairs
-from pipeline.utils.errors import InputError
+from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import sha256_of_json
-from pipeline.utils.hugging_face import PretrainedSource, load_pretrained
+from pipeline.utils.hugging_face import (
+    DEFAULT_REVISION,
+    PretrainedSource,
+    load_pretrained,
+    one_line_errors,
+)
+from pipeline.utils.schema import PositiveFloat, Text
 from pipeline.vocabulary import Vocabulary
 from teacher_cache.reader.format import INDEPENDENT, SOFTMAX
 from teacher_cache.teachers.base import Teacher, TeacherImage
@@ -56,6 +63,9 @@ CPU_BATCH_SIZE, GPU_BATCH_SIZE = 16, 64
 # What scores of a pass with the shared prefix may differ from those of one whole pass by. Logits of
 # 16 bits are rounded to about 0.1.
 TOLERANCE, HALF_TOLERANCE = 1e-2, 0.5
+
+
+Size = Annotated[int, Meta(ge=32, le=4096)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +105,7 @@ class VlmTeacher(Teacher):
             "boxes", the whole image with the person in a red box and the object in a blue one.
         question: text with `{object}`, and with `{ing}` for "yes-no"; None for that of `QUESTIONS`.
         phrase: text with `{ing}` and `{object}`, for "likelihood".
-        temperature: divisor of the logits, for "likelihood".
+        temperature: divisor of the logits, or of the log-odds of "yes".
         size: side of the region in pixels, or the longer side of the whole image; the model's
             processor may resize it further.
         precision: precision of weights and activations. The default is that of most published
@@ -115,21 +125,20 @@ class VlmTeacher(Teacher):
         model: str,
         score: Literal["yes-no", "likelihood"] = "yes-no",
         image: Literal["region", "boxes"] = "region",
-        question: str | None = None,
-        phrase: str = PHRASE,
-        temperature: float = 1.0,
-        size: int = 448,
+        question: Text | None = None,
+        phrase: Text = PHRASE,
+        temperature: PositiveFloat = 1.0,
+        size: Size = 448,
         precision: Literal["float32", "float16", "bfloat16"] = "bfloat16",
-        revision: str = "main",
+        revision: Text = DEFAULT_REVISION,
     ) -> None:
         super().__init__(device)
         is_yes_no = score == "yes-no"
         question = QUESTIONS[score, image] if question is None else question
         _check_fields("question", question, ("ing", "object") if is_yes_no else ("object",))
         _check_fields("phrase", phrase, ("ing", "object"))
-        for name, value, lowest in (("temperature", temperature, 0), ("size", size, 31)):
-            if not value > lowest:
-                raise InputError(f"{SETTINGS}: {name}: expected more than {lowest}, found {value}")
+        if is_yes_no and phrase != PHRASE:
+            raise bad_field(SETTINGS, "phrase", "none with the score yes-no", phrase)
         self.probabilities = INDEPENDENT if is_yes_no else SOFTMAX
         self.image_size = size if image == "region" else None
         self._size, self._question, self._phrase = size, question, phrase
@@ -176,22 +185,23 @@ class VlmTeacher(Teacher):
         self, images: Sequence[TeacherImage], pairs: Sequence[Pairs], vocabulary: Vocabulary
     ) -> np.ndarray:
         """Probabilities (P, V) of the pairs; those with equal region and object are scored once."""
-        rows = []
-        for image, own in zip(images, pairs, strict=True):
-            scored: dict[tuple[int, int], np.ndarray] = {}
-            for pair, label in enumerate(own.object_labels.tolist()):
-                region = int(image.region_indices[pair])
-                key = label, pair if image.regions is None else region
-                if key not in scored:
-                    if image.regions is None:
-                        boxes = own.human_boxes[pair], own.object_boxes[pair]
-                        picture = draw_pair(image.pixels, *boxes, self._size)
-                    else:
-                        pixels = image.regions[region].permute(1, 2, 0)
-                        picture = Image.fromarray(pixels.contiguous().cpu().numpy())
-                    scored[key] = self._score_picture(picture, label, vocabulary)
-                rows.append(scored[key])
-        return np.stack(rows)
+        with one_line_errors(self._source):
+            rows = []
+            for image, own in zip(images, pairs, strict=True):
+                scored: dict[tuple[int, int], np.ndarray] = {}
+                for pair, label in enumerate(own.object_labels.tolist()):
+                    region = int(image.region_indices[pair])
+                    key = label, pair if image.regions is None else region
+                    if key not in scored:
+                        if image.regions is None:
+                            boxes = own.human_boxes[pair], own.object_boxes[pair]
+                            picture = draw_pair(image.pixels, *boxes, self._size)
+                        else:
+                            pixels = image.regions[region].permute(1, 2, 0)
+                            picture = Image.fromarray(pixels.contiguous().cpu().numpy())
+                        scored[key] = self._score_picture(picture, label, vocabulary)
+                    rows.append(scored[key])
+            return np.stack(rows)
 
     def _score_picture(
         self, picture: Image.Image, label: int, vocabulary: Vocabulary
@@ -212,7 +222,7 @@ class VlmTeacher(Teacher):
             self._is_checked = True
         scores = self.run(picture, prompts)
         if self.probabilities == INDEPENDENT:
-            row[verbs] = scores.sigmoid().numpy()
+            row[verbs] = (scores / self._temperature).sigmoid().numpy()
             return row
         if prompts.texts not in self._blank_scores:
             blank = Image.new("RGB", (self._size, self._size), BLANK_COLOUR)
@@ -332,16 +342,10 @@ class VlmTeacher(Teacher):
         the tests do not cover might number them in another way.
 
         Raises:
-            InputError: they differ, or the model cannot be run.
+            InputError: they differ.
         """
         some = Prompts(prompts.texts[:2], prompts.ids[:2], prompts.shared)
-        try:
-            difference = (self.run(picture, some) - self.run_whole(picture, some)).abs().max()
-        except torch.OutOfMemoryError:
-            raise
-        # What a model of another kind raises.
-        except Exception as error:
-            raise self._source.error(error) from None
+        difference = (self.run(picture, some) - self.run_whole(picture, some)).abs().max()
         tolerance = TOLERANCE if self._dtype == torch.float32 else HALF_TOLERANCE
         if not difference <= tolerance:
             reason = f"scores after a cached prefix differ by {difference:.2g} from a whole pass's"

@@ -9,11 +9,13 @@ import torch
 from msgspec import Struct
 from torch import Tensor
 
-from pipeline.utils.errors import InputError
+from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import write_json
 from pipeline.utils.schema import read_json_as
 
 PAD = 0
+# Characters of a text that an error contains.
+MAX_SHOWN = 80
 
 
 class _WordsFile(Struct):
@@ -55,14 +57,21 @@ class WordTokenizer:
                 self.eot_token_id,
             ]
             if len(tokens) > length:
-                raise InputError(f"prompt {text!r}: expected at most {length - 2} words")
+                raise bad_field(
+                    f"prompt {_shorten(text)}",
+                    "length",
+                    f"at most {length - 2} words",
+                    f"{len(tokens) - 2}",
+                )
             row[: len(tokens)] = torch.tensor(tokens)
         return rows
 
     def _token_id(self, word: str, text: str) -> int:
         if word not in self._token_ids:
             known = ", ".join(self.words)
-            raise InputError(f"prompt {text!r}: expected only the words {known}, found {word!r}")
+            raise InputError(
+                f"prompt {_shorten(text)}: expected only the words {known}, found {word!r}"
+            )
         return self._token_ids[word]
 
     def save(self, path: Path) -> None:
@@ -78,3 +87,7 @@ class WordTokenizer:
         """
         stored = read_json_as(path, _WordsFile)
         return cls(stored.words, stored.context_length)
+
+
+def _shorten(text: str) -> str:
+    return repr(text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}...")

@@ -6,12 +6,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.utils.errors import bad_field
 from pipeline.utils.files import sha256_of_file
 from pipeline.utils.logging import get_logger
 from pipeline.utils.schema import Positive, convert
 from pipeline.utils.text import count_noun
 from teacher_cache.reader.cache import read_teacher_file
-from teacher_cache.reader.format import FORMAT_VERSION, MANIFEST, PLAN, SHARDS, TEACHER, shard_name
+from teacher_cache.reader.format import (
+    FORMAT_VERSION,
+    MANIFEST,
+    PLAN,
+    REGION_EMBEDDING,
+    SHARDS,
+    TEACHER,
+    shard_name,
+)
 from teacher_cache.writer.checksum import write_checksummed_json
 from teacher_cache.writer.plan import read_plan
 from teacher_cache.writer.shard import ShardRecord, is_finished_shard, read_shard_record
@@ -102,6 +111,7 @@ def write_manifest(folder: Path, made: Iterable[ShardRecord] = ()) -> CacheStatu
         return CacheStatus(tuple(missing))
     read_teacher_file(folder / TEACHER, fingerprint)
     records = [known.get(path.name) or read_shard_record(path, fingerprint) for path in paths]
+    _check_widths(folder, records)
     failed = {image: reason for record in records for image, reason in record.failed.items()}
     counts = {
         "images": sum(len(record.images) for record in records),
@@ -124,3 +134,19 @@ def write_manifest(folder: Path, made: Iterable[ShardRecord] = ()) -> CacheStatu
         },
     )
     return CacheStatus((), counts, failed)
+
+
+def _check_widths(folder: Path, records: Iterable[ShardRecord]) -> None:
+    """Refuses region embeddings of different widths, as a user's teacher may return them."""
+    by_width: dict[int, str] = {}
+    for record in records:
+        if record.embedding_width is not None:
+            by_width.setdefault(record.embedding_width, record.name)
+    if len(by_width) > 1:
+        (first, name), (second, other) = list(by_width.items())[:2]
+        raise bad_field(
+            folder / SHARDS / other,
+            REGION_EMBEDDING,
+            f"embeddings of width {first}, as in {name}",
+            f"width {second}" if second else "none",
+        )

@@ -10,7 +10,6 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from pipeline.toy import TOY
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import read_json
-from pipeline.utils.plugins import absolute_settings
 from teacher_cache.reader.format import PLAN, TOY_IN_CACHES
 
 COMMAND_KEY, MERGED_FROM_KEY = "command", "merged_from"
@@ -19,8 +18,13 @@ COMMAND_KEY, MERGED_FROM_KEY = "command", "merged_from"
 NAME_OR_PATH_FIELDS = ("clip_model", "clip_weights", "detector_weights", "vocabulary")
 # Fields that are stored only with another value than their default, so that `build.json` keeps the
 # bytes that it had before these fields existed.
-SETTINGS_FIELDS = ("detector_settings", "teacher_settings")
-OPTIONAL_FIELDS = (*SETTINGS_FIELDS, "teacher", "sentences", "retry_failed")
+OPTIONAL_FIELDS = (
+    "detector_settings",
+    "teacher_settings",
+    "teacher",
+    "sentences",
+    "retry_failed",
+)
 # A field of older rescored caches. It is gone, and with this value it had no effect.
 REMOVED_FIELD = ("fitted_to", None)
 # Fields whose keys in format 1 differ from their present names.
@@ -95,7 +99,7 @@ def _to_json(value: Any) -> Any:
         return {
             key: absolute_if_exists(entry)
             if key in NAME_OR_PATH_FIELDS and entry is not None
-            else _to_json(absolute_settings(entry) if key in SETTINGS_FIELDS else entry)
+            else _to_json(entry)
             for key, entry in value.items()
         }
     if isinstance(value, tuple):

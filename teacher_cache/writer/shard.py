@@ -46,6 +46,7 @@ class ShardRecord:
         images: ids of the images with outputs.
         pairs, regions: numbers of rows.
         failed: image id -> error, for images that could not be read.
+        embedding_width: numbers per region embedding; 0 without embeddings, None without regions.
         repeated: whether another job finished it while this one made it too.
     """
 
@@ -56,6 +57,7 @@ class ShardRecord:
     pairs: int
     regions: int
     failed: dict[str, str]
+    embedding_width: int | None = None
     repeated: bool = False
 
     def __str__(self) -> str:
@@ -236,4 +238,5 @@ def read_shard_record(path: Path, fingerprint: str) -> ShardRecord:
         pairs=layout.num_pairs,
         regions=layout.num_regions,
         failed=layout.failed,
+        embedding_width=layout.embedding_width,
     )

@@ -188,3 +188,15 @@ def start(processes):
     for process in started:
         process.kill()
         process.join()
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """transformers does not look for models on the hub."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture
+def folder(folders, tmp_path):
+    """A copy of the first of a module's `folders` of models, by name, that a test may modify."""
+    return shutil.copytree(next(iter(folders.values())), tmp_path / "model")

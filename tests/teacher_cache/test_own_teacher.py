@@ -82,8 +82,8 @@ def test_the_cache(cache, vocabulary):
     opened = open_cache(cache)
     parts = opened.manifest["parts"]
     assert opened.probabilities == parts["probabilities"] == "independent"
-    assert parts["teacher"] == "verb classifier" and parts["teacher.temperature"] == "2"
-    assert parts["teacher.version"] == 1 and len(parts["teacher.weights"]) == 64
+    assert parts["teacher"] == "verb classifier" and parts["teacher.settings.temperature"] == "2"
+    assert parts["teacher.version"] == 1 and len(parts["teacher.settings.weights"]) == 64
     assert not {"prompts", "clip.model"} & parts.keys()
     sums = []
     for image_id in opened.image_ids:
@@ -118,7 +118,7 @@ def test_a_repair_runs_code_only_if_it_is_named(cache, build, contents, tmp_path
         done = run("verify", out, "--repair", *words)
         assert done.returncode == 2
         (line,) = [text for text in done.stderr.splitlines() if "--teacher" in text]
-        assert "expected my_teacher:VerbClassifier" in line
+        assert f"expected {Path.cwd()}/my_teacher:VerbClassifier" in line
     assert "my_teacher" not in sys.modules
     done = run("verify", out, "--repair", *TEACHER)
     assert done.returncode == 0, done.stderr
@@ -229,7 +229,7 @@ def test_rescoring_and_prompts_need_the_name_of_the_teacher(text_cache, tmp_path
     )
     for words in commands:
         done = run(*words)
-        assert done.returncode == 2 and "expected my_text_teacher:Wrapped" in done.stderr
+        assert done.returncode == 2 and "my_text_teacher:Wrapped of the cache" in done.stderr
         done = run(*words, *teacher)
         assert done.returncode == 0, done.stderr
     assert open_cache(tmp_path / "new").prompt_embeddings.prompts[0][0].startswith("photo of")

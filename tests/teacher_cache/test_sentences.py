@@ -48,7 +48,7 @@ def test_interactions_come_before_verbs_and_verbs_before_templates(vocabulary, w
     assert prompts["kick", "ball"] == ("a picture of person kicking ball",)
     warning = classes_without_sentences(prompt_classes(vocabulary), file)
     assert str(file) in warning and "carry box" in warning and "ride" not in warning.split(":")[-1]
-    assert "no_interaction" not in warning
+    assert "no_interaction" not in warning and "39 of 42 interactions" in warning
     assert classes_without_sentences(prompt_classes(vocabulary), None) == ""
 
 
@@ -61,11 +61,27 @@ def test_interactions_come_before_verbs_and_verbs_before_templates(vocabulary, w
         ({"ride": [" "]}, "ride"),
         ({"sit_on": ["a"], "sit on": ["b"]}, "every class once"),
         ([], "expected an object"),
+        ({}, "names: expected at least one verb or interaction, found none"),
+        ({"": ["a"]}, "names: .*, found ''$"),
+        ({"ride": ["person {ing} {object}"]}, r"ride: .*no field but {object}, found {ing}"),
+        ({"ride": ["{}"]}, r"ride: .*no field but {object}, found {}"),
     ],
 )
 def test_wrong_files(vocabulary, write, sentences, message):
     with pytest.raises(InputError, match=f"sentences.json: .*{message}"):
         class_prompts(prompt_classes(vocabulary), (), write(sentences))
+
+
+def test_names_that_are_given_twice(vocabulary, tmp_path):
+    file = tmp_path / "sentences.json"
+    file.write_text('{"ride": ["a"], "kick": ["b"], "ride": ["c"]}')
+    with pytest.raises(InputError, match=r"json: ride: expected one value, found 2 values of this"):
+        class_prompts(prompt_classes(vocabulary), (), file)
+
+
+def test_braces_in_sentences(vocabulary, write):
+    file = write({"ride": ["a {person riding} {object}"]})
+    assert class_prompts(prompt_classes(vocabulary), (), file)[0] == ("a {person riding} horse",)
 
 
 def test_a_build_with_the_templates_sentences_has_the_same_outputs(
@@ -93,8 +109,11 @@ def test_a_class_may_have_any_number_of_sentences(shared_dataset, build, write, 
         )
     )
     assert read["dog"] == ("picture of dog", "kicking dog") and len(read["chair"]) == 1
+    # The cache's own actions may have sentences in the same file.
     done = run(*words, "--overwrite", "--sentences", write({"ride": ["a"]}))
-    assert done.returncode == 2 and "found ride" in done.stderr
+    assert done.returncode == 0 and "2 of 2 interactions" in done.stderr
+    done = run(*words, "--overwrite", "--sentences", write({"fly": ["a"]}))
+    assert done.returncode == 2 and "found fly" in done.stderr
 
 
 def test_other_words_change_little_and_wrong_ones_a_lot(dataset_root, vocabulary, write, tmp_path):

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
 from torchvision.ops import sigmoid_focal_loss
 from training import make_targets
 
@@ -205,6 +206,34 @@ def test_a_teacher_probability_of_one_is_soft():
     logit = outputs["pred_verb_logits"][0, query, NUM_VERBS - 1]
     expected = -torch.nn.functional.logsigmoid(logit) / (NUM_QUERIES * NUM_VERBS)
     torch.testing.assert_close(losses.by_name["verb_soft"], expected[None])
+
+
+@pytest.mark.parametrize("verb_loss", ["focal_bce", "bce_bce"])
+def test_independent_probabilities(verb_loss):
+    """They need not sum to 1; one of 0 counts as the label "absent"."""
+    target = some_targets([True, False])
+    values = torch.tensor([1.0, 0.75, 0.0])
+    target.teacher_probs[:, -3:] = values
+    outputs = some_outputs(1, num_layers=1)
+    losses = criterion(num_distilled=3, verb_loss=verb_loss)(outputs, [target])
+    matched = losses.matches.queries
+    assert len(matched) == 2
+    logits = outputs["pred_verb_logits"][0, matched, -3:-1]
+    soft = binary_cross_entropy_with_logits(logits, values[:2].expand(2, 2), reduction="sum")
+    entries = NUM_QUERIES * NUM_VERBS
+    torch.testing.assert_close(losses.by_name["verb_soft"], soft[None] / entries)
+    target.teacher_probs[:, -1] = 1e-30
+    more = criterion(num_distilled=3, verb_loss=verb_loss)(outputs, [target])
+    logits = outputs["pred_verb_logits"][0, matched, -1]
+    losses_of_0 = binary_cross_entropy_with_logits(logits, torch.zeros(2), reduction="none")
+    difference = more.by_name["verb_soft"] - losses.by_name["verb_soft"]
+    torch.testing.assert_close(difference, losses_of_0.sum()[None] / entries)
+    # As a soft target it is no longer a hard one.
+    if verb_loss == "focal_bce":
+        losses_of_0 = (1 - LossConfig().alpha) * logits.sigmoid() ** 2 * losses_of_0
+    count = target.verb_labels.sum() if verb_loss == "focal_bce" else entries
+    difference = losses.by_name["verb_hard"] - more.by_name["verb_hard"]
+    torch.testing.assert_close(difference, losses_of_0.sum()[None] / count)
 
 
 @pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.8, 1.5)])

@@ -129,7 +129,7 @@ def teacher(vocabulary):
         row[actions] = np.exp(logits) / np.exp(logits).sum()
         return row
 
-    def warn(kind, num_regions, num_objects):
+    def warn(kind, num_regions, num_objects, has_prompts=True):
         spread = TeacherSpread(vocabulary)
         labels = np.repeat(np.flatnonzero(valid.sum(axis=0) > 1)[:num_objects], num_regions)
         # A few regions are those of a healthy teacher, but equal distributions are exactly that.
@@ -140,7 +140,7 @@ def teacher(vocabulary):
             part = np.repeat(regions, 2)
             entropy = relative_entropy(rows[part], labels[part], vocabulary)
             spread.add(labels[part], part, rows[part], entropy, rows[part].argmax(axis=1))
-        return spread.warnings()
+        return spread.warnings(has_prompts)
 
     return warn
 
@@ -157,6 +157,9 @@ def teacher(vocabulary):
 def test_a_degenerate_teacher_is_reported_in_one_line(teacher, kind, num_objects, word):
     (line,) = teacher(kind, 200, num_objects)
     assert word in line and "\n" not in line
+    assert ("rescore" in line) == (kind == "uniform")
+    # A teacher without prompts cannot be rescored.
+    assert "rescore" not in teacher(kind, 200, num_objects, has_prompts=False)[0]
     # Too few regions to tell.
     assert teacher(kind, MIN_REGIONS // 2, num_objects) == []
 

@@ -4,27 +4,29 @@ import torch
 from PIL import Image
 
 from pipeline.utils.errors import InputError
+from pipeline.vocabulary import load_vocabulary
 from teacher_cache.detectors import base
-from teacher_cache.detectors.base import DetectorConfig, ObjectDetector, is_own_class
+from teacher_cache.detectors.base import Detector, DetectorConfig, ObjectDetector, is_own_class
 from teacher_cache.detectors.load import load_detector
 
 CPU = torch.device("cpu")
 BOX = [[1.0, 2.0, 30.0, 40.0]]
 
 
-class Fixed:
+class Fixed(Detector):
     """Finds the same in every image."""
 
     name = "fixed"
 
     def __init__(self, found=(BOX, [0], [0.5]), classes=("person", "dog"), parts=()):
+        super().__init__(CPU, load_vocabulary("toy"))
         self.found, self.classes, self.parts = found, classes, dict(parts)
 
     def detect(self, images):
         assert all(image.dtype == np.uint8 and image.flags.writeable for image in images)
         return [self.found for _ in images]
 
-    def fingerprint_parts(self):
+    def fingerprint(self):
         return self.parts
 
 
@@ -44,8 +46,10 @@ def test_classes_become_objects(vocabulary):
 
 
 def test_tensors_and_empty_lists(vocabulary):
-    tensors = torch.tensor(BOX, requires_grad=True), torch.tensor([1]), torch.tensor([0.5])
-    assert detect(vocabulary, *tensors).boxes.tolist() == BOX
+    for kind in (torch.float32, torch.bfloat16):
+        boxes = torch.tensor(BOX, dtype=kind, requires_grad=True)
+        scores = torch.tensor([0.5], dtype=kind)
+        assert detect(vocabulary, boxes, torch.tensor([1]), scores).boxes.tolist() == BOX
     assert detect(vocabulary, [], [], []).boxes.shape == (0, 4)
     assert detect(vocabulary, torch.zeros(0, 4), torch.zeros(0), torch.zeros(0)).labels.size == 0
 
@@ -56,14 +60,28 @@ def test_boxes_are_clipped_and_those_without_area_left_out(vocabulary):
     assert found.boxes.tolist() == [[0, 10, 64, 20]]
 
 
+@pytest.mark.parametrize("found", [([[0, 0, np.nan, 9]], [0], [0.5]), (BOX, [0], [np.nan])])
+def test_numbers_that_are_not_finite_are_left_out_with_one_warning(vocabulary, found, caplog):
+    detector = ObjectDetector(Fixed(found), vocabulary)
+    for _ in range(2):
+        (boxes,) = detector.detect([Image.new("RGB", (64, 48))])
+        assert len(boxes.boxes) == 0
+    assert [each.levelname for each in caplog.records] == ["WARNING"]
+    assert "detector fixed" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("found", "text"),
     [
         (([1, 2, 3, 4], [0], [0.5]), r"shapes \(N, 4\).* \(4,\)"),
         ((BOX, [0, 1], [0.5]), r"shapes .* \(2,\)"),
         ((BOX, [], []), r"shapes .* \(0,\)"),
-        ((BOX, [2], [0.5]), "classes from 0 to 1, found 2"),
-        ((BOX, [-1], [0.5]), "classes from 0 to 1, found -1"),
+        ((BOX, [2], [0.5]), "whole classes from 0 to 1, found 2"),
+        ((BOX, [-1], [0.5]), "whole classes from 0 to 1, found -1"),
+        ((BOX, [0.5], [0.5]), "whole classes from 0 to 1, found 0.5"),
+        ((BOX, [np.nan], [0.5]), "whole classes from 0 to 1, found nan"),
+        ((BOX, ["person"], [0.5]), "numbers, found an array of <U6"),
+        (([["a"] * 4], [0], [0.5]), "numbers, found an array of <U1"),
         ((BOX, [0], [50.0]), "scores from 0 to 1, found 50"),
         ((BOX, [0]), r"\(boxes, classes, scores\), found tuple"),
         (5, r"\(boxes, classes, scores\), found int"),
@@ -75,11 +93,26 @@ def test_other_outputs_are_refused(vocabulary, found, text):
         ObjectDetector(Fixed(found), vocabulary).detect([Image.new("RGB", (64, 48))])
 
 
-def test_an_image_without_a_result_is_refused(vocabulary):
+@pytest.mark.parametrize(("found", "text"), [([], "0"), (None, "NoneType")])
+def test_an_image_without_a_result_is_refused(vocabulary, found, text):
     detector = Fixed()
-    detector.detect = lambda images: []
-    with pytest.raises(InputError, match="detections of 2 images, found 0"):
+    detector.detect = lambda images: found
+    with pytest.raises(InputError, match=f"detections of 2 images, found {text}"):
         ObjectDetector(detector, vocabulary).detect([Image.new("RGB", (8, 8))] * 2)
+
+
+def test_a_generator_of_results(vocabulary):
+    detector = Fixed()
+    detector.detect = lambda images: (detector.found for _ in images)
+    found = ObjectDetector(detector, vocabulary).detect([Image.new("RGB", (64, 48))] * 2)
+    assert [len(each.boxes) for each in found] == [1, 1]
+
+
+def test_errors_of_the_users_code_are_one_line(vocabulary):
+    detector = Fixed()
+    detector.detect = lambda images: (1 / 0 for _ in images)
+    with pytest.raises(InputError, match=r"detector fixed: detect: .* ZeroDivisionError: .*py:\d"):
+        ObjectDetector(detector, vocabulary).detect([Image.new("RGB", (8, 8))])
 
 
 def test_names_of_classes(vocabulary):
@@ -91,14 +124,17 @@ def test_names_of_classes(vocabulary):
 
 
 def test_parts_of_the_fingerprint(vocabulary):
-    detector = ObjectDetector(Fixed(parts={"size": (3, 4)}), vocabulary, {"settings.a": "b"})
+    fixed = Fixed(parts={"size": (3, 4)})
+    fixed.plugin_settings = {"a": "b", "size": "3"}
+    detector = ObjectDetector(fixed, vocabulary, {"classes": "digest"})
     assert detector.fingerprint_parts() == {
         "detector.model": "fixed",
-        "detector.size": [3, 4],
+        "detector.classes": "digest",
         "detector.settings.a": "b",
+        "detector.size": [3, 4],
     }
-    with pytest.raises(InputError, match="detector fixed: fingerprint_parts: expected JSON"):
-        ObjectDetector(Fixed(parts={"size": CPU}), vocabulary)
+    with pytest.raises(InputError, match=r"detector fixed: fingerprint: model: .* reserved"):
+        ObjectDetector(Fixed(parts={"model": "b"}), vocabulary)
 
 
 def test_absolute_configurations(tmp_path, monkeypatch):
@@ -117,9 +153,7 @@ def test_absolute_configurations(tmp_path, monkeypatch):
         assert DetectorConfig(name).absolute().name == expected
         assert DetectorConfig(name).absolute().absolute().name == expected
         assert is_own_class(name) == is_own_class(expected) == name.startswith("own")
-    config = DetectorConfig("a", "weights.pth", settings=("a=weights.pth", "b=1")).absolute()
-    assert config.weights == f"{tmp_path}/weights.pth"
-    assert config.settings == (f"a={tmp_path}/weights.pth", "b=1")
+    assert DetectorConfig("a", "weights.pth").absolute().weights == f"{tmp_path}/weights.pth"
     assert DetectorConfig("a", "COCO_V1").absolute().weights == "COCO_V1"
 
 

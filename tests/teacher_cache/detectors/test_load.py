@@ -119,29 +119,53 @@ def test_two_workers(shared_dataset, folder, contents):
 
 
 OWN = """
-class Own:
+from teacher_cache.detectors.base import Detector
+
+class Own(Detector):
     name, classes = "own", ["person"]
-    def __init__(self, vocabulary, device, size: int = 3):
-        self.size = size
-    def fingerprint_parts(self):
-        return {}
+    def __init__(self, device, vocabulary, size: int = 3):
+        super().__init__(device, vocabulary)
+    def detect(self, images):
+        return []
+
+class Half(Detector):
+    classes = ["person"]
+
+class Other:
+    pass
+
+class Text(Own):
+    classes = "person"
+
+class Numbers(Own):
+    classes = {0: "person"}
+
+class Raising(Own):
+    def __init__(self, device, vocabulary):
+        super().__init__(device, vocabulary)
+        vocabulary.horses
 """
 
 
 @pytest.mark.parametrize(
     ("name", "options", "text"),
     [
-        ("own_code:Own", {}, "--detector: expected a class with .* without detect$"),
+        ("own_code:Half", {}, "--detector: expected a class with the method detect, found own"),
+        ("own_code:Other", {}, r"--detector: expected a subclass of .*\.Detector, found own_code"),
+        ("own_code:Text", {}, "detector own: classes: expected a list, found person"),
+        ("own_code:Numbers", {}, r"detector own: classes\[0\]: expected a text, found 0"),
+        ("own_code:Raising", {}, r"--detector own_code:Raising: .*AttributeError.*own_code.py:\d"),
         ("own_code:Absent", {}, r"--detector: expected a class of .*own_code\.py, found Absent"),
         ("absent_code:Own", {}, "--detector: expected a module that can be imported, found absent"),
         ("own_code:Own", {"weights": "a.pth"}, "--detector-weights: expected none .* found a.pth"),
         ("own_code:Own", {"classes": ("a",)}, "--detector-classes: expected none .* 1 names"),
-        ("own_code:Own", {"settings": ("width=3",)}, r"--detector-set: .*\(size\), .*'width'"),
-        ("own_code:Own", {"settings": ("size=big",)}, "--detector-set: size: .* found big"),
-        ("toy", {"settings": ("size=3",)}, r"--detector-set: .*\(none\), .*'size'"),
+        ("own_code:Own", {"settings": (("width", "3"),)}, r"--detector-set: .*\(size\), .*'width'"),
+        ("own_code:Own", {"settings": (("size", "big"),)}, "--detector-set: size: .* found big"),
+        ("toy", {"settings": (("size", "3"),)}, r"--detector-set: .*\(none\), .*'size'"),
     ],
 )
-def test_detectors_that_cannot_be_loaded(folder, vocabulary, name, options, text):
+def test_detectors_that_cannot_be_loaded(folder, vocabulary, name, options, text, monkeypatch):
+    monkeypatch.delitem(sys.modules, "own_code", raising=False)
     (folder / "own_code.py").write_text(OWN)
     with pytest.raises(InputError, match=text) as caught:
         load_detector(DetectorConfig(name, **options), vocabulary, CPU)

@@ -19,6 +19,7 @@ from teacher_cache.detectors.load import load_detector
 from teacher_cache.reader.cache import open_cache
 
 transformers = pytest.importorskip("transformers", reason="the extra hf is not installed")
+pytestmark = pytest.mark.usefixtures("offline")
 
 CPU = torch.device("cpu")
 COMMON = {
@@ -104,17 +105,6 @@ def folders(tmp_path_factory, vocabulary):
             model.save_pretrained(root / name)
             processor.save_pretrained(root / name)
     return {name: root / name for name in MAKERS}
-
-
-@pytest.fixture
-def folder(folders, tmp_path):
-    """A copy of DETR's folder that a test may modify."""
-    return shutil.copytree(folders["detr"], tmp_path / "model")
-
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
 def load(folder, vocabulary, **options):
@@ -228,6 +218,12 @@ def drop_a_tensor(folder):
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
+def drop_a_row(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights["class_labels_classifier.bias"] = weights["class_labels_classifier.bias"][1:].clone()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
 def make_infinite(folder):
     weights = load_file(folder / "model.safetensors")
     weights["class_labels_classifier.bias"][0] = torch.inf
@@ -254,6 +250,7 @@ def add_code(folder):
     ("edit", "text"),
     [
         (drop_a_tensor, "--detector: .* none for 1 tensors, first class_labels_classifier.bias"),
+        (drop_a_row, r"class_labels_classifier.bias: expected shape \(10,\), as in .*found \(9,\)"),
         (make_infinite, "class_labels_classifier.bias: expected finite numbers, found 1 of"),
         (pickle_weights, "--detector: expected hf: with an object detector"),
         (add_code, "--detector: expected hf: with an object detector"),
@@ -273,6 +270,27 @@ def test_wrong_folders(folder, vocabulary, edit, text, capfd):
 
 
 @pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"image_mean": "x"}, "TypeError"),
+        ({"image_processor_type": "CLIPImageProcessor"}, "no attribute 'post_process_object_dete"),
+        ({"size": {"shortest_edge": 0, "longest_edge": 0}}, "ValueError"),
+    ],
+)
+def test_image_processors_that_fail(folder, vocabulary, changes, text):
+    file = folder / "preprocessor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    with pytest.raises(InputError, match=f"--detector: expected hf: with .*{text}") as caught:
+        load(folder, vocabulary).detect(noise(64, 64))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_has_no_revisions(folder, vocabulary):
+    with pytest.raises(InputError, match=r"--detector: expected no revision of the folder .* v2$"):
+        load(folder, vocabulary, settings=(("revision", "v2"),))
+
+
+@pytest.mark.parametrize(
     ("name", "options", "text"),
     [
         ("owner/absent", {}, "found hf:owner/absent"),
@@ -280,7 +298,11 @@ def test_wrong_folders(folder, vocabulary, edit, text, capfd):
         ("not a name", {}, "found hf:not a name"),
         ("", {}, "found hf: "),
         ("owner/absent", {"weights": "COCO_V1"}, "--detector-weights: expected none with hf:owner"),
-        ("owner/absent", {"settings": ("size=3",)}, r"--detector-set: .*\(revision\), .*'size'"),
+        (
+            "owner/absent",
+            {"settings": (("size", "3"),)},
+            r"--detector-set: .*\(revision\), .*'size'",
+        ),
     ],
 )
 def test_wrong_names_without_a_network(vocabulary, name, options, text, capfd):

@@ -22,6 +22,7 @@ from teacher_cache.detectors.zero_shot import is_best_name, query_texts
 from teacher_cache.reader.cache import open_cache
 
 transformers = pytest.importorskip("transformers", reason="the extra hf is not installed")
+pytestmark = pytest.mark.usefixtures("offline")
 
 CPU = torch.device("cpu")
 # Weights larger than usual, so that the outputs differ clearly from input to input.
@@ -154,11 +155,6 @@ def folders(tmp_path_factory):
     return {name: root / name for name in WRITERS}
 
 
-@pytest.fixture(autouse=True)
-def offline(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-
-
 def load(folder, vocabulary, **options):
     options = {"score_threshold": 0.0, **options}
     return load_detector(DetectorConfig(f"hf-zero-shot:{folder}", **options), vocabulary, CPU)
@@ -187,7 +183,7 @@ def edit_json(file, **changes):
 
 @pytest.mark.parametrize("name", OWL)
 def test_owl_finds_what_one_pass_of_transformers_with_all_names_finds(folders, vocabulary, name):
-    detector = load(folders[name], vocabulary, settings=("chunk_size=2",))
+    detector = load(folders[name], vocabulary, settings=(("chunk_size", "2"),))
     assert detector.name == f"hf-zero-shot:{name}"
     assert detector.missing_objects == detector.other_classes == ()
     images = noise(100, 60, count=3)
@@ -251,7 +247,7 @@ def test_the_other_images_of_a_batch_change_nothing(folders, vocabulary, name):
 def test_chunks_change_nothing_for_owl(folders, vocabulary):
     detectors = [
         load(folders["owlv2"], vocabulary, settings=settings)
-        for settings in [(), ("chunk_size=1",), ("chunk_size=4",)]
+        for settings in [(), (("chunk_size", "1"),), (("chunk_size", "4"),)]
     ]
     (expected,) = detectors[0].detect(noise(64, 64))
     for detector in detectors[1:]:
@@ -264,7 +260,7 @@ def test_prompts_of_grounding_dino_are_merged(folders, vocabulary):
     """A prompt per name finds the boxes of detectors with one name each, but no box twice."""
     folder = folders["grounding-dino"]
     names = ("person", "dog", "ball")
-    detector = load(folder, vocabulary, classes=names, settings=("chunk_size=1",))
+    detector = load(folder, vocabulary, classes=names, settings=(("chunk_size", "1"),))
     (found,) = detector.detect(noise(64, 64))
     model, processor = plain_model(folder)
     parts = []
@@ -404,9 +400,9 @@ def test_wrong_folders(folders, vocabulary, tmp_path, edit, text, capfd):
     ("options", "text"),
     [
         ({"weights": "a.pth"}, "--detector-weights: expected none with hf-zero-shot:/.* found a.p"),
-        ({"settings": ("size=3",)}, r"--detector-set: .*\(revision, chunk_size\), .*'size'"),
-        ({"settings": ("chunk_size=0",)}, "--detector-set: chunk_size: expected at least 1"),
-        ({"settings": ("chunk_size=few",)}, "--detector-set: chunk_size: .* found few"),
+        ({"settings": (("size", "3"),)}, r"--detector-set: .*\(revision, chunk_size\), .*'size'"),
+        ({"settings": (("chunk_size", "0"),)}, "chunk_size: .* number from 1 .*found 0"),
+        ({"settings": (("chunk_size", "few"),)}, "--detector-set: chunk_size: .* found few"),
         ({"classes": ("dog", "ball")}, "--detector-classes: expected a detector that finds people"),
         ({"classes": ()}, "--detector-classes: expected names of objects, found none"),
         ({"classes": ("person", "x " * 40)}, r"names of at most \d+ tokens, found \d+ in x x x"),

@@ -28,8 +28,8 @@ def make_parts(clip=(), detector=(), data=(), prompts=(("a", "b"),), **extractio
     vocabulary = SimpleNamespace(digest=lambda: values["vocabulary"])
 
     def model(kind, defaults, changes):
-        fake = SimpleNamespace(**{**defaults, **dict(changes)})
-        fake.fingerprint_parts = lambda: kind.fingerprint_parts(fake)
+        fake = kind.__new__(kind)
+        vars(fake).update({**defaults, **dict(changes)})
         return fake
 
     return fingerprint_parts(

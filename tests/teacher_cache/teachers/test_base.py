@@ -86,6 +86,10 @@ def test_verbs_without_interaction_become_0(batch, vocabulary):
         (lambda values: values / 2, "sum to 1 over the object's actions"),
         (lambda values: values * np.nan, "probabilities from 0 to 1"),
         (lambda values: (values, np.ones((3, 2))), "embeddings of shape .2, D., found .3, 2."),
+        (lambda values: (values, None, None), "a tuple of these and embeddings, found a tuple of"),
+        (lambda values: None, "shape .3, .*, found NoneType"),
+        (lambda values: [[1], [1, 2]], "shape .3, .*, found list"),
+        (lambda values: {"a": 1}, "shape .3, .*, found dict"),
     ],
 )
 def test_other_scores_are_refused(batch, vocabulary, change, message):
@@ -94,11 +98,56 @@ def test_other_scores_are_refused(batch, vocabulary, change, message):
         score(teacher, batch, vocabulary)
 
 
+def test_the_width_of_embeddings_stays_the_same(batch, vocabulary):
+    widths = iter((4, 5))
+    teacher = Constant(lambda *args: (uniform(*args), np.ones((2, next(widths)))))
+    score(teacher, batch, vocabulary)
+    with pytest.raises(InputError, match=r"embeddings of shape \(2, 4\), found \(2, 5\)"):
+        score(teacher, batch, vocabulary)
+
+
+def test_no_probability_is_minus_0(batch, vocabulary):
+    zeros = np.full((3, vocabulary.num_verbs), -0.0)
+    found, _ = score(Constant(zeros, probabilities="independent"), batch, vocabulary)
+    assert not np.signbit(found).any()
+
+
+def test_what_a_teacher_writes_into_arrays_is_lost(batch, vocabulary):
+    class Writing(Constant):
+        def score(self, images, pairs, vocabulary):
+            pairs[0].human_boxes[:] = images[0].region_boxes[:] = -1
+            return super().score(images, pairs, vocabulary)
+
+    score(Writing(uniform), batch, vocabulary)
+    assert (batch[1][0].human_boxes >= 0).all() and (batch[0][0].region_boxes >= 0).all()
+
+
+def test_errors_of_the_users_code_are_one_line(batch, vocabulary):
+    with pytest.raises(InputError, match=r"teacher constant: score: .*ZeroDivisionError: .*py:\d+"):
+        score(Constant(lambda *_: 1 / 0), batch, vocabulary)
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"probabilities": "logits"},
+        {"image_size": 0},
+        {"image_size": "big"},
+        {"image_size": 10**6},
+        {"interpolation": "cubic"},
+        {"name": None},
+    ],
+)
+def test_other_attributes_are_refused(attributes):
+    with pytest.raises(InputError, match=f"teacher.*{next(iter(attributes))}.*: expected"):
+        Constant(None, **attributes).check_attributes()
+
+
 def test_the_fingerprint():
-    teacher = Constant(None, settings={"bins": "8"}, image_size=32)
+    teacher = Constant(None, plugin_settings={"bins": "8"}, image_size=32)
     assert teacher.fingerprint_parts() == {
         "teacher": "constant",
-        "teacher.bins": "8",
+        "teacher.settings.bins": "8",
         "teacher.image_size": 32,
         "teacher.interpolation": "bicubic",
     }
@@ -108,6 +157,5 @@ def test_the_fingerprint():
         "teacher.scales": [1, 2],
         "probabilities": "independent",
     }
-    for attributes in ({"probabilities": "logits"}, {"fingerprint": lambda: {"file": object()}}):
-        with pytest.raises(InputError, match="teacher constant: "):
-            Constant(None, **attributes).fingerprint_parts()
+    with pytest.raises(InputError, match="teacher constant: fingerprint: "):
+        Constant(None, fingerprint=lambda: {"file": object()}).fingerprint_parts()

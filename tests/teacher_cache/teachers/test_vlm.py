@@ -1,7 +1,6 @@
 """Small models of transformers with random weights, saved as on the hub."""
 
 import json
-import shutil
 import sys
 from functools import cache, partial
 
@@ -22,6 +21,7 @@ from teacher_cache.teachers.load import TeacherConfig, load_teacher
 from teacher_cache.teachers.vlm import QUESTIONS, draw_pair
 
 transformers = pytest.importorskip("transformers", reason="the extra hf is not installed")
+pytestmark = pytest.mark.usefixtures("offline")
 
 CPU = torch.device("cpu")
 SIZE = 56
@@ -73,17 +73,6 @@ def folders(tmp_path_factory, vocabulary):
         write_random_qwen(root / "qwen2_5_vl", texts, scale=SCALE)
         write_idefics3(root / "idefics3", texts)
     return {name: root / name for name in ("qwen2_5_vl", "idefics3")}
-
-
-@pytest.fixture
-def folder(folders, tmp_path):
-    """A copy of Qwen's folder that a test may modify."""
-    return shutil.copytree(folders["qwen2_5_vl"], tmp_path / "model")
-
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
 def load(folder, device=CPU, **settings):
@@ -275,6 +264,32 @@ def test_the_fingerprint(folders, folder):
     assert {name for name in first if first[name] != changed[name]} == {"teacher.configuration"}
 
 
+def test_a_temperature_divides_the_log_odds(folders, inputs, vocabulary):
+    plain, divided = (
+        run(load(folders["qwen2_5_vl"], temperature=value), inputs, vocabulary)[0]
+        for value in (1, 2)
+    )
+    asked = plain > 0
+    odds = [np.log(each[asked] / (1 - each[asked])) for each in (plain, divided)]
+    np.testing.assert_allclose(odds[1], odds[0] / 2, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{% for x in %}", "TemplateSyntaxError"),
+        ("{{ raise_exception('no') }}", "TemplateError: no"),
+        ("hello", "Found total 0"),
+        ("{{ messages[0].content[1].text }}<image>", "ValueError"),
+    ],
+)
+def test_chat_templates_that_fail(folder, inputs, vocabulary, template, text):
+    (folder / "chat_template.jinja").write_text(template)
+    with pytest.raises(InputError, match=f"--teacher-set: model: expected an image-.*{text}") as no:
+        run(load(folder), inputs, vocabulary)
+    assert "\n" not in str(no.value)
+
+
 def drop_template(folder):
     (folder / "chat_template.jinja").unlink()
 
@@ -291,9 +306,16 @@ def drop_template(folder):
         (None, {"precision": "int4"}, "precision: expected .*found int4"),
         (None, {"question": "Is it?"}, "question: expected a text with {ing} and {object}, found"),
         (None, {"question": "{", "score": "likelihood"}, "question: expected a text with {object}"),
-        (None, {"phrase": "{ing}"}, "phrase: expected a text with {ing} and {object}, found"),
-        (None, {"temperature": 0}, "temperature: expected more than 0, found 0"),
-        (None, {"size": 8}, "size: expected more than 31, found 8"),
+        (
+            None,
+            {"phrase": "{ing}", "score": "likelihood"},
+            "phrase: expected a text with {ing} and {object}, found",
+        ),
+        (None, {"phrase": "{object} {ing}"}, "phrase: expected none with the score yes-no"),
+        (None, {"temperature": 0}, "temperature: expected a number above 0, found 0"),
+        (None, {"temperature": "inf"}, "temperature: expected a number above 0, found inf"),
+        (None, {"size": 8}, "size: expected a whole number from 32 to 4096, found 8"),
+        (None, {"revision": "v2"}, "model: expected no revision of the folder .*, found v2"),
         (None, {"height": 8}, r"\(model, score, image, .*'height'"),
     ],
 )

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -50,6 +51,20 @@ def test_shards_of_given_records_are_not_read(unfinished):
     record = read_shard_record(unfinished / SHARDS / NAMES[1], fingerprint)
     (unfinished / SHARDS / NAMES[1]).unlink()
     assert write_manifest(unfinished, [record]).missing == ()
+
+
+@pytest.mark.parametrize(("width", "found"), [(0, "none"), (3, "width 3")])
+def test_embeddings_of_other_widths_are_refused(unfinished, width, found):
+    fingerprint = json.loads((unfinished / PLAN).read_text())["fingerprint"]
+    records = [read_shard_record(unfinished / SHARDS / name, fingerprint) for name in NAMES]
+    # A shard without regions has no width.
+    records[0] = replace(records[0], embedding_width=None)
+    write_manifest(unfinished, records)
+    records[2] = replace(records[2], embedding_width=width)
+    (unfinished / MANIFEST).unlink()
+    with pytest.raises(InputError, match=f"{NAMES[2]}: regions.* in {NAMES[1]}, found {found}$"):
+        write_manifest(unfinished, records)
+    assert not (unfinished / MANIFEST).exists()
 
 
 @pytest.mark.parametrize(("num_images", "num_shards"), [(0, 0), (1, 1), (3, 1), (4, 2), (7, 3)])
