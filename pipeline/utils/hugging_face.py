@@ -132,11 +132,14 @@ def load_pretrained(
             f"{source.option}: expected all weights of {config.model_type} in {found},"
             f" found none for {len(report['missing_keys'])} tensors, first {name}"
         )
-    for name, stored, expected in sorted(report["mismatched_keys"])[:1]:
-        where = f"{found}: {name}"
-        shapes = f"shape {tuple(expected)}, as in config.json, found {tuple(stored)}"
-        raise InputError(f"{source.option}: {where}: expected {shapes}")
     state = model.state_dict()
+    for entry in sorted(report["mismatched_keys"])[:1]:
+        # transformers 4 gives the names alone.
+        name, stored = (entry, "another") if isinstance(entry, str) else (entry[0], tuple(entry[1]))
+        raise InputError(
+            f"{source.option}: {found}: {name}: expected shape {tuple(state[name].shape)}, as in"
+            f" config.json, found {stored}"
+        )
     check_finite(state, found)
     used = [_used_settings(each) for each in settings]
     return Pretrained(model.eval(), processor, used, weights_digest(state))

@@ -129,7 +129,7 @@ def user_errors(plugin: Plugin, method: str) -> Iterator[None]:
     if type(plugin).__module__.partition(".")[0] == OWN_PACKAGE:
         yield
         return
-    with one_line_errors(f"{describe_plugin(plugin)}: {method}", type(plugin)):
+    with _shorten_errors(f"{describe_plugin(plugin)}: {method}", type(plugin)):
         yield
 
 
@@ -249,7 +249,7 @@ def create_own(kind: type[Kind], arguments: Sequence[Any], settings: Mapping[str
         InputError: a setting or an attribute is wrong, or the constructor raises an error.
     """
     option, name = f"--{kind.plugin_kind}", f"{kind.__module__}:{kind.__qualname__}"
-    with one_line_errors(f"{option} {name}", kind):
+    with _shorten_errors(f"{option} {name}", kind):
         created: Kind = create_object(f"{option}-set", kind, arguments, settings)
     if not hasattr(created, "device"):
         raise InputError(
@@ -261,7 +261,7 @@ def create_own(kind: type[Kind], arguments: Sequence[Any], settings: Mapping[str
 
 
 @contextmanager
-def one_line_errors(where: str, kind: type) -> Iterator[None]:
+def _shorten_errors(where: str, kind: type) -> Iterator[None]:
     """Shortens errors of a user's class to one line that names the place in its module.
 
     With `--verbose`, the traceback is logged before.
