@@ -8,6 +8,7 @@ part, as the teacher itself is scored by `eoid-cache evaluate`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from pipeline.datasets.dataset import Dataset, open_dataset
 from pipeline.splits import Split, load_split, unseen_verb_objects
 from pipeline.types import Annotation, Detections
 from pipeline.utils.devices import configure_device, resolve_device
-from pipeline.utils.errors import InputError
+from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import atomic_write, describe_changes, refuse_existing, sha256_of_json
 from pipeline.utils.logging import get_logger
 from pipeline.utils.progress import Progress, track
@@ -39,7 +40,7 @@ from student.utils.seeding import derive_seed, manual_seed
 from student.weights.checkpoint_file import write_content
 from teacher_cache.reader.cache import TeacherCache, open_cache, read_outputs
 from teacher_cache.reader.detections import pair_detections
-from teacher_cache.reader.format import PAIR_OFFSETS, REGION_EMBEDDING
+from teacher_cache.reader.format import PAIR_OFFSETS, REGION_EMBEDDING, SHARDS
 
 logger = get_logger(__name__)
 
@@ -56,6 +57,15 @@ OTHER_PARTS = {
     *("person_threshold", "object_threshold", "max_people", "max_objects"),
 }
 DETECTOR_PARTS = "detector."
+# What a probe reads of a pair or a region, as arrays of floats.
+FLOAT_ARRAYS = (
+    REGION_EMBEDDING,
+    "pairs/human_box",
+    "pairs/object_box",
+    "pairs/human_score",
+    "pairs/object_score",
+    "pairs/action_probabilities",
+)
 # Separates the random stream of the data order from others with the same seed.
 SEED_STREAM = 0x9B0B
 
@@ -163,7 +173,8 @@ def _open_part(dataset: Dataset, path: Path, part: str) -> tuple[AnnotationFile,
     """The annotations of a part and its cache; of a cache of few images, only theirs.
 
     Raises:
-        InputError: the cache is of another dataset or part, or contains no region embeddings.
+        InputError: the cache is of another dataset or part, contains no region embeddings, or has
+            numbers that are not finite.
     """
     cache = open_cache(path)
     file = dataset.load(part).limited(cache.limit)
@@ -178,7 +189,21 @@ def _open_part(dataset: Dataset, path: Path, part: str) -> tuple[AnnotationFile,
         )
     if not any(cache.shard_layout(shard).num_pairs for shard in range(cache.num_shards)):
         raise InputError(f"{path}: expected human-object pairs, found none")
+    for shard in track(range(cache.num_shards), cache.num_shards, "Checking", "shards", True):
+        _check_finite(cache, shard)
     return file, cache
+
+
+def _check_finite(cache: TeacherCache, shard: int) -> None:
+    """Refuses NaN and infinity in a shard, with which no weight would be learned."""
+    for name, values in cache.shard_arrays(shard).items():
+        if name not in FLOAT_ARRAYS:
+            continue
+        rows = np.flatnonzero(~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
+        if len(rows):
+            file = cache.path / SHARDS / cache.manifest["shards"][shard]["name"]
+            found = f"others in {len(rows)} of {len(values)} rows, first {rows[0]}"
+            raise bad_field(file, name, "finite numbers", found)
 
 
 def embedding_parts(cache: TeacherCache) -> dict[str, Any]:
@@ -223,7 +248,7 @@ def train_probe(
         The probe in eval mode.
 
     Raises:
-        InputError: no training pair has a label.
+        InputError: no training pair has a label, or the loss is not finite.
     """
     pairs = [
         collect_pairs(cache, shard, annotations, split, vocabulary)
@@ -274,11 +299,15 @@ def train_probe(
                         )
                     )
                     loss = probe_loss(probe(features, objects), targets, valid[objects])
+                    if not math.isfinite(value := loss.item()):
+                        raise bad_field(
+                            cache.path, f"loss of epoch {epoch}", "a number", f"{value}"
+                        )
                     optimizer.zero_grad()
                     loss.backward()
                     optimizer.step()
                     schedule.step()
-                    progress.update(len(order), f"loss {loss.item():.3f}")
+                    progress.update(len(order), f"loss {value:.3f}")
     return probe.eval()
 
 

@@ -270,22 +270,65 @@ def test_bad_input(refused, folder, option, value, message):
     assert message in refused(**{option: path})
 
 
-def rewrite(folder, out, part, write_cache, vocabulary, keep=True, **parts):
-    """A copy of a cache of this part, with other parts of the fingerprint or without embeddings."""
+def rewrite(folder, out, part, write_cache, vocabulary, change=lambda own: own, **parts):
+    """A copy of a cache of this part, with other parts of the fingerprint or changed outputs."""
     cache = open_cache(folder / part)
-    outputs = {name: cache[name] for name in cache.image_ids}
-    if not keep:
-        outputs = {name: replace(own, embeddings=None) for name, own in outputs.items()}
+    outputs = {name: change(cache[name]) for name in cache.image_ids}
     digest = open_dataset(folder / "toy").load(part).digest
     return write_cache(out, vocabulary, digest, outputs, part=part, **{**PARTS, **parts})
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_a_cache_without_embeddings(refused, folder, tmp_path, write_cache, vocabulary, part):
-    bare = rewrite(folder, tmp_path / "bare", part, write_cache, vocabulary, keep=False)
+    bare = rewrite(
+        *(folder, tmp_path / "bare", part, write_cache, vocabulary),
+        lambda own: replace(own, embeddings=None),
+    )
     line = refused(**{"cache" if part == "train" else "test_cache": bare})
     assert f"{bare}: expected region embeddings, found none" in line
     assert "--no-embeddings" in line
+
+
+def spoil(own, name, value):
+    """Outputs with this value in an array of the format."""
+    array = {
+        "regions/embedding": own.embeddings,
+        "pairs/human_box": own.pairs.human_boxes,
+        "pairs/object_score": own.pairs.object_scores,
+        "pairs/action_probabilities": own.probabilities,
+    }[name]
+    array = array if array.flags.writeable else array.copy()
+    array.flat[-1:] = value
+    return replace(own, embeddings=array) if name == "regions/embedding" else own
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("train", "regions/embedding", np.nan),
+        ("test", "regions/embedding", np.inf),
+        ("train", "pairs/human_box", np.inf),
+        ("test", "pairs/object_score", np.nan),
+        ("train", "pairs/action_probabilities", np.nan),
+    ],
+)
+def test_numbers_that_are_not_finite(
+    refused, folder, tmp_path, write_cache, vocabulary, part, name, value
+):
+    bad = rewrite(
+        *(folder, tmp_path / "bad", part, write_cache, vocabulary),
+        lambda own: spoil(own, name, value),
+    )
+    line = refused(**{"cache" if part == "train" else "test_cache": bad})
+    assert f"{bad}/shards/" in line and f"{name}: expected finite numbers, found others" in line
+
+
+def test_a_diverged_loss(train, monkeypatch):
+    monkeypatch.setattr(
+        "student.engine.probe.probe_loss", lambda *_: torch.tensor(torch.nan, requires_grad=True)
+    )
+    with pytest.raises(InputError, match="train: loss of epoch 0: expected a number, found nan"):
+        train()
 
 
 def test_a_test_cache_of_another_teacher(refused, folder, tmp_path, write_cache, vocabulary):
