@@ -2,6 +2,8 @@
 
 import multiprocessing
 import shutil
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.photographs import write_teacher
+from pipeline.cluster.tasks import ArrayShare
 from pipeline.toy.generate import write_toy
 from pipeline.types import Pairs
 from pipeline.vocabulary import load_vocabulary
@@ -17,7 +20,7 @@ from teacher_cache.detectors.pairing import PairingConfig
 from teacher_cache.detectors.torchvision import toy_detector
 from teacher_cache.extraction.extract import ExtractionConfig
 from teacher_cache.reader.cache import open_cache
-from teacher_cache.reader.format import SHARDS, TEACHER, TeacherOutputs
+from teacher_cache.reader.format import MANIFEST, SHARDS, TEACHER, TeacherOutputs
 from teacher_cache.reader.manifest import read_manifest
 
 NUM_IMAGES = 7
@@ -188,6 +191,45 @@ def start(processes):
     for process in started:
         process.kill()
         process.join()
+
+
+# The build suspends itself, because it might have ended before it is killed.
+SUSPEND_AFTER_FIRST_SHARD = """
+import os, signal
+import teacher_cache.build as build
+make_shard = build.make_shard
+def make_and_suspend(*args):
+    make_shard(*args)
+    os.kill(os.getpid(), signal.SIGSTOP)
+build.make_shard = make_and_suspend
+"""
+
+
+@pytest.fixture
+def check_interruptions(start, contents):
+    """`check_interruptions(config)`: a build that is killed after a shard and resumed, and two jobs
+    that make one cache at the same time, give the bytes of an uninterrupted build."""
+
+    def check(config):
+        whole, killed, shared = (
+            replace(config, out=config.out / name) for name in ("whole", "killed", "shared")
+        )
+        build_cache(whole)
+        jobs = [start(replace(shared, share=ArrayShare(index, 2))) for index in range(2)]
+        process = start(killed, SUSPEND_AFTER_FIRST_SHARD)
+        while not list((killed.out / SHARDS).glob("*.h5")):
+            assert process.exitcode is None
+            time.sleep(0.01)
+        process.kill()
+        process.join()
+        assert not (killed.out / MANIFEST).exists()
+        build_cache(killed)
+        for job in jobs:
+            job.join()
+        assert [job.exitcode for job in jobs] == [0, 0]
+        assert contents(killed.out) == contents(shared.out) == contents(whole.out)
+
+    return check
 
 
 @pytest.fixture

@@ -174,6 +174,19 @@ def test_two_workers_give_the_same_bytes(cache, build, contents, tmp_path):
     assert contents(tmp_path / "cache") == contents(cache)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("build")
+def test_interrupted_and_shared_builds(folder, shared_dataset, build_config, check_interruptions):
+    config = build_config(
+        shared_dataset,
+        candidates="annotated",
+        threads=1,
+        teacher=f"{folder}/my_teacher:VerbClassifier",
+        teacher_settings=(f"weights={folder}/verbs.pth",),
+    )
+    check_interruptions(config)
+
+
 TEXT_TEACHER = """
 from pathlib import Path
 

@@ -399,3 +399,18 @@ def test_two_workers_give_the_same_bytes(shared_dataset, folders, tmp_path, cont
         build = words(shared_dataset, folders["qwen2_5_vl"], tmp_path / out, *more)
         assert command(*build, "--teacher-set=score=likelihood").returncode == 0
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_interrupted_and_shared_builds(shared_dataset, folders, build_config, check_interruptions):
+    settings = (f"model={folders['qwen2_5_vl']}", f"size={SIZE}", "precision=float32")
+    config = build_config(
+        shared_dataset,
+        candidates="annotated",
+        limit=4,
+        images_per_shard=2,
+        threads=1,
+        teacher="vlm",
+        teacher_settings=settings,
+    )
+    check_interruptions(config)
