@@ -15,7 +15,7 @@ from teacher_cache.reader.format import SHARDS
 
 pytestmark = pytest.mark.slow
 
-TIMEOUT = 120
+TIMEOUT = 600
 
 
 def num_shards(folder):
