@@ -3,6 +3,7 @@
 import json
 import shutil
 import string
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -471,6 +472,7 @@ def swig_dataset(tmp_path, monkeypatch):
     (tmp_path / "uniform.py").write_text(UNIFORM)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "uniform", raising=False)
     swig = load_vocabulary("swig-hoi")
     names = ("person", "car", "mouse_n02330245", "mouse_n03793489", "person")
     boxes = [
