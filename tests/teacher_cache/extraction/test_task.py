@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from pipeline.datasets.dataset import open_dataset
 from pipeline.utils.errors import InputError
-from teacher_cache.build import build_cache
+from teacher_cache.build import build_cache, resolve_teacher
 from teacher_cache.extraction import task as task_module
 from teacher_cache.extraction.inputs import clear_build_inputs
 from teacher_cache.extraction.task import make_shard
@@ -64,11 +65,6 @@ def test_a_shard_that_another_job_finished_meanwhile_is_not_written(tasks, finis
     assert tasks[0].path.samefile(other)
 
 
-def with_settings(config, **changes):
-    settings = {**dict(config.teacher.settings), **changes}
-    return replace(config.teacher, settings=tuple(settings.items()))
-
-
 def test_absolute_paths_of_inputs(tasks, monkeypatch, tmp_path):
     config = tasks[0].inputs_config
     monkeypatch.chdir(config.dataset.parent)
@@ -77,11 +73,18 @@ def test_absolute_paths_of_inputs(tasks, monkeypatch, tmp_path):
         config,
         dataset=config.dataset.relative_to(config.dataset.parent),
         detector=replace(config.detector, weights=f"toy/{weights.rpartition('/')[2]}"),
-        teacher=with_settings(config, model="toy/teacher"),
     )
     assert relative.absolute() == config
-    named = replace(config, teacher=with_settings(config, model="ViT-B-32", weights="openai"))
-    assert named.absolute() == named
+
+
+@pytest.mark.parametrize(("model", "weights"), [("toy/teacher", None), ("ViT-B-32", "openai")])
+def test_absolute_paths_of_the_default_teacher(dataset, build_config, monkeypatch, model, weights):
+    monkeypatch.chdir(dataset.parent)
+    config = build_config(dataset, clip_model=model, clip_weights=weights)
+    teacher = resolve_teacher(open_dataset(dataset), config)
+    path = str(dataset / "teacher") if weights is None else model
+    expected = {"model": path, "precision": "auto", "weights": weights}
+    assert {"weights": None, **dict(teacher.settings)} == expected
 
 
 def test_a_worker_with_other_inputs_than_the_builder_is_refused(tasks):
