@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from benchmarks import (
     pair_recall,
     photograph_cost,
     predict,
+    slow_job,
     student_step,
     swig_evaluation,
     vlm_passes,
@@ -312,3 +314,23 @@ def test_weights_of_the_package(tmp_path, monkeypatch):
                 stored.weights[name], value, atol=1e-4, rtol=1e-3, check_dtype=False
             )
         assert row.images_per_second > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["array", "workers"])
+def test_one_slow_job(mode):
+    """As a program, because its processes import it by its name."""
+    words = [sys.executable, "-m", "benchmarks.slow_job", "--mode", mode]
+    words += ["--jobs", "2", "--shards", "6", "--seconds", "0.2"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert sum(result["shards_by_process"]) == 6 + result["made_twice"]
+    # A loaded machine makes both slower.
+    slow, fast = result["seconds_per_shard"]
+    assert slow >= 2 and fast >= 0.2 and result["seconds"] >= 0.6
+
+
+def test_the_best_time_of_unequal_jobs():
+    assert slow_job.best_time(40, [30, 3, 3, 3]) == 39
+    assert slow_job.best_time(6, [2.0, 0.2]) == pytest.approx(1.2)
