@@ -202,7 +202,11 @@ def show(**options: Any) -> None:
 
 @cloup.command()
 @click.argument("cache", type=FOLDER)
-@option("--watch", is_flag=True, help="Print it again every few seconds until CACHE is finished.")
+@option(
+    "--watch",
+    is_flag=True,
+    help="Print it every few seconds until CACHE is finished; wait until it exists.",
+)
 @option("--json", is_flag=True, help="Print the numbers as JSON, with --watch one object per line.")
 @config_option
 def status(watch: bool, **options: Any) -> None:

@@ -26,6 +26,7 @@ from evaluation.tables import format_percent
 from pipeline.cluster.activity import Activity, running_processes
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import sha256_of_file
+from pipeline.utils.logging import get_logger
 from pipeline.utils.text import count_noun, format_bytes, format_duration
 from teacher_cache.reader.cache import read_teacher_file
 from teacher_cache.reader.format import MANIFEST, PLAN, SHARDS, TEACHER
@@ -34,6 +35,8 @@ from teacher_cache.reader.shard import ShardLayout, read_layout
 from teacher_cache.writer.checksum import has_intact_checksum
 from teacher_cache.writer.manifest import planned_shards
 from teacher_cache.writer.plan import is_new_folder, read_plan
+
+logger = get_logger(__name__)
 
 # Seconds between two tables of `--watch`.
 WATCH_INTERVAL = 5.0
@@ -100,7 +103,8 @@ def show_status(cache: Path, watch: bool = False, json: bool = False) -> bool:
 
     Args:
         cache: the cache folder.
-        watch: print it every few seconds until the cache is finished; on a terminal in place.
+        watch: print it every few seconds until the cache is finished; on a terminal in place. Waits
+            for a folder that does not exist yet.
         json: print `CacheState` as JSON, with `watch` one object per line.
 
     Returns:
@@ -109,6 +113,10 @@ def show_status(cache: Path, watch: bool = False, json: bool = False) -> bool:
     Raises:
         InputError: the folder is missing or no cache, or files in it are missing or damaged.
     """
+    if watch and not cache.exists():
+        logger.info(f"{cache}: waiting for a build to make this folder")
+        while not cache.exists():
+            time.sleep(WATCH_INTERVAL)
     reader, height = StatusReader(cache), 0
     while True:
         state = reader.read()

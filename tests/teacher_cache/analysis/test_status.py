@@ -347,6 +347,18 @@ def test_watching_until_the_end(unfinished, finished, monkeypatch):
             assert opened == ["00000.h5", "00001.h5", "00002.h5"]
 
 
+def test_watching_waits_for_a_folder(finished, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(
+        status_module.time, "sleep", lambda seconds: shutil.copytree(finished, cache)
+    )
+    done = run("status", cache, "--watch")
+    assert done.returncode == 0 and done.stdout.startswith(f"{cache}: finished\n")
+    assert done.stderr == f"{cache}: waiting for a build to make this folder\n"
+    (tmp_path / "file").touch()
+    assert run("status", tmp_path / "file", "--watch").returncode == 2
+
+
 def test_watching_ends_with_damage_and_with_ctrl_c(unfinished, monkeypatch):
     def interrupt(seconds):
         raise KeyboardInterrupt
