@@ -161,6 +161,16 @@ def train() -> None:
         ),
     ),
     *recipe_options("Data"),
+    option(
+        "--stage-cache",
+        type=PATH,
+        metavar="DIR",
+        hidden=True,
+        help=(
+            "Read the caches from copies in DIR, a folder on a disk of this machine. A copy is made"
+            " once and checked before every training; remove DIR to free the disk."
+        ),
+    ),
     limit_option("training and of test images"),
     skip_unreadable_option(hidden=True),
 )

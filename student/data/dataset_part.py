@@ -193,7 +193,7 @@ def parse_extra_data(text: str) -> tuple[Path, Path]:
 
 
 def open_extra_datasets(
-    values: Sequence[str],
+    folders: Sequence[tuple[Path, Path]],
     main: Dataset,
     main_cache: TeacherCache,
     split: Split,
@@ -204,7 +204,7 @@ def open_extra_datasets(
     """Opens and checks the extra datasets.
 
     Args:
-        values: "DATASET:CACHE" of each.
+        folders: dataset and cache of each.
         main, main_cache: the main dataset, whose vocabulary all others must have, and its cache.
         split: the zero-shot split, of all datasets.
         recipe: settings of the run.
@@ -216,7 +216,7 @@ def open_extra_datasets(
     """
     extra: list[TrainingDataset] = []
     names, cache_paths = {main.name}, {main_cache.path.resolve()}
-    for number, (data, cache_path) in enumerate(map(parse_extra_data, values), start=1):
+    for number, (data, cache_path) in enumerate(folders, start=1):
         if cache_path.resolve() in cache_paths:
             raise InputError(f"--extra-data: expected every cache once, found {cache_path} again")
         cache_paths.add(cache_path.resolve())

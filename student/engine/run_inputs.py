@@ -22,6 +22,7 @@ from student.data.dataset_part import (
     open_extra_datasets,
     open_part,
     open_test_part,
+    parse_extra_data,
 )
 from student.data.few_shot import select_few_shot
 from student.data.text_embeddings import text_head_options
@@ -30,6 +31,7 @@ from student.engine.evaluate import Tester, Validator, split_validation
 from student.utils.distributed import DistContext
 from student.weights.checkpoint_file import RUN_FORMAT
 from teacher_cache.reader.cache import TeacherCache, open_cache
+from teacher_cache.reader.staging import stage_cache, staged_path
 
 logger = get_logger(__name__)
 
@@ -72,6 +74,7 @@ class RunConfig:
     skip_unreadable: bool = False
     limit: int | None = None
     name: str | None = None
+    stage_cache: Path | None = None
 
     @property
     def run_name(self) -> str:
@@ -150,7 +153,11 @@ def build_inputs(config: RunConfig, context: DistContext) -> RunInputs:
     split = select_distilled_verbs(
         load_split(vocabulary, config.split), config.distill_verbs, vocabulary
     )
-    cache = open_cache(config.cache)
+    extra_data = list(map(parse_extra_data, config.extra_data))
+    caches = [config.cache, *(path for _, path in extra_data)]
+    if config.stage_cache is not None:
+        caches = _stage_caches(caches, config.stage_cache, context)
+    cache = open_cache(caches[0])
     recipe = _build_recipe(config, vocabulary, cache)
     train = recipe.train
     if train.extra_ratio is not None and not config.extra_data:
@@ -195,13 +202,26 @@ def build_inputs(config: RunConfig, context: DistContext) -> RunInputs:
         records = [part.records[index] for index in held_out]
         annotations = [part.annotations[index] for index in held_out]
         validator = Validator(records, annotations, split, vocabulary)
-    extra = open_extra_datasets(
-        config.extra_data, dataset, cache, split, recipe, context, config.limit
-    )
+    folders = [(data, path) for (data, _), path in zip(extra_data, caches[1:], strict=True)]
+    extra = open_extra_datasets(folders, dataset, cache, split, recipe, context, config.limit)
     tester = None
     if config.test_every:
         tester = Tester(test, split, vocabulary, config.test_every)
     return RunInputs(dataset, cache, split, recipe, images, validator, tester, extra, limit)
+
+
+def _stage_caches(caches: Sequence[Path], folder: Path, context: DistContext) -> list[Path]:
+    """Paths of copies of caches in a folder, which the first process of every machine makes.
+
+    Raises:
+        InputError: see `stage_cache`; in all processes.
+    """
+    with context.propagate_errors():
+        if context.local_rank == 0:
+            for cache in caches:
+                stage_cache(cache, folder)
+        copies = [staged_path(cache, folder) for cache in caches]
+    return copies
 
 
 def _build_recipe(config: RunConfig, vocabulary: Vocabulary, cache: TeacherCache) -> Recipe:

@@ -96,6 +96,24 @@ def test_unlabelled_images_have_only_teacher_targets(open_extra, sources, vocabu
     assert not torch.equal(extra[0, 3].image, extra[5, 3].image)
 
 
+def test_caches_are_read_from_copies_that_the_first_process_of_a_machine_makes(
+    open_extra, sources, configure_run, tmp_path
+):
+    disk = tmp_path / "disk"
+    expected = open_extra(sources["all"])
+    inputs = open_extra(sources["all"], stage_cache=disk)
+    caches = [inputs.cache, inputs.extra[0].cache]
+    assert {cache.path.parent for cache in caches} == {disk}
+    assert inputs.plan(None, None, None) == expected.plan(None, None, None)
+    config = configure_run(tmp_path / "run", stage_cache=tmp_path / "other", **OPTIONS)
+    with pytest.raises(InputError, match="expected a cache folder"):
+        # No process with local rank 0 has made the copy.
+        build_inputs(config, replace(SINGLE_PROCESS, local_rank=1))
+    config = replace(config, cache=tmp_path, stage_cache=disk)
+    with pytest.raises(InputError, match=f"{tmp_path}: expected a cache folder"):
+        build_inputs(config, SINGLE_PROCESS)
+
+
 def test_images_with_a_seen_label_have_exhaustive_labels(open_extra, sources):
     inputs = open_extra(sources["all"], sources["none"])
     labelled, unlabelled = inputs.extra
