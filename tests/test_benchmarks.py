@@ -104,6 +104,10 @@ def test_building_a_cache(run):
     sizes = "--images 2 --pairs 3 --turns 1 --clip-model ViT-S-32-alt"
     result = run(cache_build, f"{sizes} --device cpu")
     assert result["regions"] == 6 and result["ratio"] > 0
+    stages = {"header", "decode", "crop", "encode", "wait for embeddings", "write"}
+    assert set(result["stages"]) == {"build", *stages}
+    assert 0 < result["stages"]["encode"]["seconds"] < result["stages"]["build"]["seconds"]
+    assert min(result["decoding"]["images_per_second"].values()) > 0
 
 
 @pytest.mark.slow

@@ -34,6 +34,8 @@ class OptionalType(click.ParamType):
 
 
 SLURM_ARRAY = "slurm"
+# As in modes.py, which is loaded later.
+AUTO = "auto"
 
 
 def _groups(workers: str, hidden: Collection[str]) -> tuple[Callable[..., Any], ...]:
@@ -73,6 +75,18 @@ def _groups(workers: str, hidden: Collection[str]) -> tuple[Callable[..., Any], 
                 hidden=True,
                 show_default="chosen by Dask",
                 help="With --slurm: network interface of the workers, such as ib0.",
+            ),
+            make(
+                "--dashboard",
+                metavar="[[HOST:]PORT]",
+                is_flag=False,
+                flag_value=AUTO,
+                hidden=True,
+                help=(
+                    "Serve Dask's dashboard and report its address, with the extra dashboard; on"
+                    " this machine only unless HOST is given. With --scheduler, report that of the"
+                    " running cluster."
+                ),
             ),
         ),
         cloup.option_group(
@@ -185,6 +199,7 @@ def cluster_options(
             dry_run: bool,
             array: str | None,
             own_only: bool,
+            dashboard: str | None,
             **options: Any,
         ) -> Any:
             from pipeline.cluster.modes import InProcess, LocalWorkers, RunningCluster, SlurmJobs
@@ -194,18 +209,21 @@ def cluster_options(
             cluster = {"scheduler": scheduler, "slurm": slurm or None}
             _check_exclusive({workers_name: workers, **cluster})
             _check_exclusive({"array": array, **cluster})
-            jobs = {field.name: options.pop(field.name) for field in fields(SlurmJobs)}
+            names = [field.name for field in fields(SlurmJobs) if field.name != "dashboard"]
+            jobs = {name: options.pop(name) for name in names}
             if not slurm:
                 _require("--slurm", [*jobs, "dry_run"])
             if array is None:
                 _require("--array", ["own_only"])
+            if dashboard is not None:
+                _check_dashboard(dashboard, scheduler, bool(workers) or slurm)
             mode: ExecutionMode | None = None
             if slurm:
-                mode = SlurmJobs(**jobs)
+                mode = SlurmJobs(**jobs, dashboard=dashboard)
             elif scheduler is not None:
-                mode = RunningCluster(scheduler)
+                mode = RunningCluster(scheduler, dashboard)
             elif workers is not None:
-                mode = LocalWorkers(workers) if workers else InProcess()
+                mode = LocalWorkers(workers, dashboard) if workers else InProcess()
             share = None
             if array is not None:
                 share = ArrayShare.from_slurm() if array == SLURM_ARRAY else ArrayShare.parse(array)
@@ -224,6 +242,24 @@ def _check_exclusive(options: Mapping[str, object]) -> None:
     given = [f"--{name}" for name, value in options.items() if value is not None]
     if len(given) > 1:
         raise InputError(f"{given[0]}: expected alone, found {' and '.join(given[1:])} too")
+
+
+def _check_dashboard(dashboard: str, scheduler: str | None, has_own_scheduler: bool) -> None:
+    """Refuses a dashboard without a Dask scheduler, and an address for that of another program."""
+    from pipeline.cluster.modes import parse_dashboard
+
+    if scheduler is None:
+        if not has_own_scheduler:
+            raise InputError(
+                "--dashboard: expected a Dask scheduler (worker processes, --slurm or"
+                " --scheduler), found none"
+            )
+        parse_dashboard(dashboard)
+    elif dashboard != AUTO:
+        raise InputError(
+            "--dashboard: expected no address with --scheduler, whose dashboard has one, found"
+            f" {dashboard}"
+        )
 
 
 def _require(mode: str, names: list[str]) -> None:

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections import Counter
@@ -24,7 +25,9 @@ import torch
 from distributed import Client, Future, Nanny, Scheduler, SpecCluster, get_worker
 from distributed.comm.addressing import get_address_host_port
 from distributed.scheduler import KilledWorker
+from distributed.utils import format_dashboard_link
 
+from pipeline.cluster.modes import LOCALHOST, parse_dashboard
 from pipeline.cluster.tasks import Task, TaskQueue, TaskType
 from pipeline.utils.devices import resolve_device
 from pipeline.utils.errors import InputError
@@ -251,16 +254,17 @@ def _deaths_error(task: Task, count: int, worker: str) -> InputError:
     )
 
 
-LOCALHOST = "127.0.0.1"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @contextmanager
-def local_workers(count: int, threads: int | None, device: str) -> Iterator[Workers]:
+def local_workers(
+    count: int, threads: int | None, device: str, dashboard: str | None = None
+) -> Iterator[Workers]:
     """Starts worker processes on this machine, and ends them when the context ends.
 
     They have `threads` CPU threads each, or the libraries' defaults; with a `device` "auto" or
-    "cuda" the GPUs are distributed over them.
+    "cuda" the GPUs are distributed over them. For `dashboard` see `parse_dashboard`.
     """
     workers = {
         number: {
@@ -288,7 +292,7 @@ def local_workers(count: int, threads: int | None, device: str) -> Iterator[Work
     }
     with (
         dask.config.set(settings),
-        open_cluster(workers, host=LOCALHOST) as (cluster, client),
+        open_cluster(workers, dashboard, host=LOCALHOST) as (cluster, client),
     ):
         try:
             yield Workers(client, _monitor_processes(cluster))
@@ -318,23 +322,63 @@ def _monitor_processes(cluster: SpecCluster) -> Callable[[int], None]:
 
 
 CLOSE_TIMEOUT = 15.0
+DASHBOARD_PORT = 8787
 
 
 @contextmanager
-def open_cluster(workers: dict[int, Any], **options: Any) -> Iterator[tuple[SpecCluster, Client]]:
-    """Starts a Dask scheduler in this process, with `options`, and the specified workers."""
-    options = {"port": 0, "dashboard": False, "dashboard_address": f"{LOCALHOST}:0", **options}
-    scheduler = {"cls": Scheduler, "options": options}
+def open_cluster(
+    workers: dict[int, Any], dashboard: str | None = None, **options: Any
+) -> Iterator[tuple[SpecCluster, Client]]:
+    """Starts a Dask scheduler in this process, with `options`, and the specified workers.
+
+    Args:
+        workers: the workers, as `SpecCluster` takes them.
+        dashboard: see `parse_dashboard`; None starts none.
+        options: of the scheduler.
+
+    Raises:
+        InputError: the dashboard's address cannot be used.
+    """
+    host, port = LOCALHOST, 0
+    if dashboard is not None:
+        host, port = _free_address(*parse_dashboard(dashboard))
+    address = {"dashboard": dashboard is not None, "dashboard_address": f"{host}:{port}"}
+    scheduler = {"cls": Scheduler, "options": {"port": 0, **address, **options}}
     # Ctrl-C must reach this process only: threads and processes inherit the blocked signal.
     with defer_interrupts():
         cluster = SpecCluster(workers, scheduler, silence_logs=logging.CRITICAL)
     try:
         with Client(cluster, set_as_default=False) as client:
+            if dashboard is not None:
+                # On all addresses, links need one of them.
+                name = socket.gethostname() if host == "0.0.0.0" else host
+                port = cluster.scheduler.http_server.port
+                logger.info(f"dashboard: {format_dashboard_link(name, port)}")
             yield cluster, client
     finally:
         # After workers died, some versions of Dask wait for ever for their restart.
         with suppress(TimeoutError, asyncio.TimeoutError):
             cluster.close(timeout=CLOSE_TIMEOUT)
+
+
+def _free_address(host: str, port: int | None) -> tuple[str, int]:
+    """The address of a dashboard; without a port Dask's usual one, or another where it is in use.
+
+    Dask itself would take another port than the given one, with a warning of three lines.
+
+    Raises:
+        InputError: the port is in use, or the host is not this machine.
+    """
+    try:
+        with socket.create_server((host, DASHBOARD_PORT if port is None else port)) as server:
+            return host, server.getsockname()[1]
+    except OSError as error:
+        if port is None:
+            return host, 0
+        raise InputError(
+            f"--dashboard: expected a free port of this machine, found {host}:{port}"
+            f" ({error.strerror})"
+        ) from None
 
 
 def _kill_workers(cluster: SpecCluster) -> None:
@@ -364,8 +408,10 @@ CONNECT_TIMEOUT = 30.0
 
 
 @contextmanager
-def running_workers(address: str) -> Iterator[Workers]:
+def running_workers(address: str, show_dashboard: bool = False) -> Iterator[Workers]:
     """Connects to an existing Dask cluster by the address of its scheduler, or its scheduler file.
+
+    With `show_dashboard`, the address of the cluster's dashboard is reported.
 
     Raises:
         InputError: no scheduler can be reached at the address.
@@ -378,6 +424,8 @@ def running_workers(address: str) -> Iterator[Workers]:
             f" {address} ({' '.join(str(error).split())[:160]})"
         ) from None
     with client:
+        if show_dashboard:
+            logger.info(f"dashboard: {client.dashboard_link}")
         yield Workers(client)
 
 

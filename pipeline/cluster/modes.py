@@ -5,6 +5,7 @@ Dask is loaded only where a mode needs it.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import re
@@ -36,6 +37,12 @@ DIRECTIVE_PREFIX = re.compile(r"^\s*#SBATCH\b")
 OPTION_NAMES = re.compile(r"(?:^|(?<=\s))(?:--[a-z-]+|-[a-zA-Z])")
 
 
+LOCALHOST = "127.0.0.1"
+# In place of an address of the dashboard: this host only, Dask's usual port or a free one.
+AUTO = "auto"
+DASHBOARD_PATTERN = re.compile(r"(?:([^:\s]+):)?(\d{1,5})")
+
+
 @dataclass(frozen=True)
 class InProcess:
     """Shards are made in the command's own process, one after the other."""
@@ -46,9 +53,13 @@ class InProcess:
 
 @dataclass(frozen=True)
 class LocalWorkers:
-    """Shards are made in `count` worker processes on this machine, with one GPU each if any."""
+    """Shards are made in `count` worker processes on this machine, with one GPU each if any.
+
+    For `dashboard` see `parse_dashboard`; None for none.
+    """
 
     count: int
+    dashboard: str | None = None
 
     def __str__(self) -> str:
         return count_noun(self.count, "worker processes")
@@ -56,9 +67,13 @@ class LocalWorkers:
 
 @dataclass(frozen=True)
 class RunningCluster:
-    """Shards are made on the workers of a Dask cluster: host:port, or its scheduler file."""
+    """Shards are made on the workers of a Dask cluster: host:port, or its scheduler file.
+
+    With a `dashboard`, the address of the cluster's own one is reported.
+    """
 
     address: str
+    dashboard: str | None = None
 
     def __str__(self) -> str:
         return f"workers of {self.address}"
@@ -78,6 +93,7 @@ class SlurmJobs:
         directives: further `#SBATCH` lines, with or without the prefix `#SBATCH`.
         log_folder: folder of the jobs' logs; None for `logs` in the output folder.
         interface: network interface that workers and command share; None lets Dask choose.
+        dashboard: see `parse_dashboard`; None for none.
 
     Raises:
         InputError: a directive is not an option of sbatch, or walltime or memory have another form
@@ -95,6 +111,7 @@ class SlurmJobs:
     directives: tuple[str, ...] = ()
     log_folder: Path | None = None
     interface: str | None = None
+    dashboard: str | None = None
 
     def __post_init__(self) -> None:
         directives = tuple(DIRECTIVE_PREFIX.sub("", text).strip() for text in self.directives)
@@ -147,6 +164,26 @@ def resolve_mode(mode: ExecutionMode | None, device: str) -> ExecutionMode:
 
     gpus = torch.cuda.device_count() if device == "auto" else 0
     return LocalWorkers(gpus) if gpus > 1 else InProcess()
+
+
+def parse_dashboard(text: str) -> tuple[str, int | None]:
+    """Host and port of `auto` or `[HOST:]PORT`; this host only unless another one is given, and
+    None for Dask's usual port or a free one.
+
+    Raises:
+        InputError: the text has another form, or the package that draws the dashboard is missing.
+    """
+    found = DASHBOARD_PATTERN.fullmatch(text)
+    if text != AUTO and not (found and int(found[2]) < 2**16):
+        expected = f"{AUTO} or [HOST:]PORT, such as 8787"
+        raise InputError(f"--dashboard: expected {expected}, found {text or 'nothing'}")
+    if importlib.util.find_spec("bokeh") is None:
+        raise InputError(
+            "--dashboard: needs bokeh, which is not installed: pip install '.[dashboard]'"
+        )
+    if found is None:
+        return LOCALHOST, None
+    return found[1] or LOCALHOST, int(found[2])
 
 
 def is_remote(mode: ExecutionMode) -> bool:
@@ -250,6 +287,6 @@ def _open_workers(mode: ExecutionMode, settings: WorkerSettings) -> AbstractCont
     from pipeline.cluster.dask_workers import local_workers, running_workers
 
     if isinstance(mode, RunningCluster):
-        return running_workers(mode.address)
+        return running_workers(mode.address, mode.dashboard is not None)
     assert isinstance(mode, LocalWorkers)
-    return local_workers(mode.count, settings.threads, settings.device)
+    return local_workers(mode.count, settings.threads, settings.device, mode.dashboard)

@@ -102,7 +102,7 @@ def slurm_workers(mode: SlurmJobs, folder: Path, name: str) -> Iterator[Workers]
     """Submits jobs to SLURM, and cancels those that remain when the context ends."""
     logs = log_folder(mode, folder)
     logs.mkdir(parents=True, exist_ok=True)
-    with open_cluster({}, interface=mode.interface) as (cluster, client):
+    with open_cluster({}, mode.dashboard, interface=mode.interface) as (cluster, client):
         script = job_script(mode, folder, name, cluster.scheduler_address)
         jobs = _Jobs(mode.jobs, script, client, logs)
         try:

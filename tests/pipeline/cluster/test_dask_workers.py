@@ -3,8 +3,11 @@
 import asyncio
 import errno
 import os
+import re
+import socket
 import threading
 import time
+from urllib.request import urlopen
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ from pipeline.cluster.dask_workers import (
     find_late_task,
     gpu_environment,
     local_workers,
+    running_workers,
     silence_dask,
 )
 from pipeline.cluster.tasks import TaskQueue
@@ -197,6 +201,58 @@ def test_errors_of_workers_are_raised_by_the_build(run, error, kind, text):
     with pytest.raises(kind, match=text) as caught:
         run(raise_error, ["a"])
     assert getattr(caught.value, "errno", None) == getattr(error, "errno", None)
+
+
+@pytest.fixture
+def bokeh():
+    pytest.importorskip("bokeh", reason="the extra dashboard is not installed")
+
+
+def dashboard_address(messages):
+    (line,) = [line for line in messages if line.startswith("dashboard: ")]
+    return re.fullmatch(r"dashboard: (http://([^:/]+):(\d+)/status)", line).groups()
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_dashboard_listens_on_this_machine_only(bokeh, messages, monkeypatch, taken):
+    """Where Dask's usual port is in use, on another one."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        usual = server.getsockname()[1]
+        monkeypatch.setattr(dask_workers, "DASHBOARD_PORT", usual)
+        if not taken:
+            server.close()
+        with silence_dask(), local_workers(1, 1, "cpu", "auto") as workers:
+            url, host, port = dashboard_address(messages)
+            assert host == "127.0.0.1" and (int(port) != usual) == taken
+            with urlopen(url) as page:
+                assert b"<title>Dask" in page.read()
+            assert workers.client.cluster.scheduler.http_server.address == "127.0.0.1"
+
+
+def test_a_dashboard_on_another_address(bokeh, messages):
+    with silence_dask(), local_workers(1, 1, "cpu", "0.0.0.0:0") as workers:
+        _, host, port = dashboard_address(messages)
+        server = workers.client.cluster.scheduler.http_server
+        assert (server.address, server.port) == ("0.0.0.0", int(port))
+        assert host == socket.gethostname()
+
+
+def test_a_dashboard_on_a_port_in_use(bokeh):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with (
+            pytest.raises(InputError, match=f"--dashboard: expected a free port.*{address}"),
+            local_workers(1, 1, "cpu", address),
+        ):
+            pass
+
+
+def test_the_dashboard_of_a_running_cluster(bokeh, messages):
+    options = {"n_workers": 0, "processes": False, "dashboard_address": "127.0.0.1:0"}
+    with silence_dask(), LocalCluster(**options) as cluster:
+        with running_workers(cluster.scheduler_address, show_dashboard=True):
+            url, _, _ = dashboard_address(messages)
+        assert url.partition("//")[2].partition(":")[2] == cluster.dashboard_link.rpartition(":")[2]
 
 
 def test_a_lost_scheduler():

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 from commands import run_command
 
@@ -48,6 +50,9 @@ LINES = {"prologue": ("one", "two"), "directives": ("--exclusive",)}
         ("--array slurm", None, ArrayShare(2, 8), None),
         ("--array 1/4 --own-shards", None, ArrayShare(1, 4, own_only=True), None),
         ("--slurm", SlurmJobs(), None, None),
+        ("--slurm --dashboard 8800", SlurmJobs(dashboard="8800"), None, None),
+        ("--workers 2 --dashboard", LocalWorkers(2, "auto"), None, None),
+        ("--scheduler a:1 --dashboard", RunningCluster("a:1", "auto"), None, None),
         ("--slurm --cores none --memory None --walltime none", NO_LIMITS, None, None),
         (
             "--slurm --jobs 8 --cores 6 --memory 20GB --walltime 1-0 --queue gpu --account ai"
@@ -63,6 +68,7 @@ def test_modes(run, configured, monkeypatch, options, mode, share, threads):
         monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
     delays = []
     monkeypatch.setattr(cli_options.time, "sleep", delays.append)
+    monkeypatch.setitem(sys.modules, "bokeh", pytest)
     assert run(*options.split()).returncode == 0
     (config,) = configured
     assert delays == ([] if share is None else [share.start_delay()])
@@ -75,6 +81,13 @@ def test_modes(run, configured, monkeypatch, options, mode, share, threads):
         ("--workers 2 --slurm", "--workers: expected alone, found --slurm too"),
         ("--scheduler a:1 --slurm", "--scheduler: expected alone, found --slurm too"),
         ("--array 0/2 --slurm", "--array: expected alone, found --slurm too"),
+        ("--dashboard", "--dashboard: expected a Dask scheduler"),
+        ("--dashboard --workers 0", "--dashboard: expected a Dask scheduler"),
+        ("--dashboard --array 0/2", "--dashboard: expected a Dask scheduler"),
+        ("--dashboard 99999 --slurm", "--dashboard: expected auto or [HOST:]PORT, such as 8787"),
+        ("--dashboard a:b --workers 2", "found a:b"),
+        ("--dashboard 8787 --scheduler a:1", "expected no address with --scheduler"),
+        ("--dashboard --slurm", "--dashboard: needs bokeh, which is not installed: pip install"),
         ("--array 2/2", "--array: expected I/N with I from 0 to N-1, found 2/2"),
         ("--array", "--array: expected I/N or a job of a SLURM array"),
         ("--queue gpu", "--queue: expected together with --slurm, found alone"),
@@ -102,6 +115,7 @@ def test_modes(run, configured, monkeypatch, options, mode, share, threads):
 def test_wrong_use_is_one_line_and_exit_2(run, monkeypatch, tmp_path, options, text):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("SLURM_ARRAY_TASK_ID", raising=False)
+    monkeypatch.setitem(sys.modules, "bokeh", None)
     done = run(*(options.split() if isinstance(options, str) else options))
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1 and text in done.stderr
