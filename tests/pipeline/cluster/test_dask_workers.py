@@ -248,7 +248,7 @@ def test_a_dashboard_on_a_port_in_use(bokeh):
 
 
 def test_the_dashboard_of_a_running_cluster(bokeh, messages):
-    options = {"n_workers": 0, "processes": False, "dashboard_address": "127.0.0.1:0"}
+    options = {"n_workers": 0, "dashboard_address": "127.0.0.1:0"}
     with silence_dask(), LocalCluster(**options) as cluster:
         with running_workers(cluster.scheduler_address, show_dashboard=True):
             url, _, _ = dashboard_address(messages)
