@@ -352,6 +352,7 @@ def open_cluster(
             if dashboard is not None:
                 # On all addresses, links need one of them.
                 name = socket.gethostname() if host == "0.0.0.0" else host
+                assert cluster.scheduler is not None
                 port = cluster.scheduler.http_server.port
                 logger.info(f"dashboard: {format_dashboard_link(name, port)}")
             yield cluster, client
