@@ -272,6 +272,8 @@ def test_curves_over_the_steps_of_runs(run, tmp_path):
         expected = {"unseen": [30, 30], "seen": [60, 60], "full": [50, 50]}
         assert row["curves"] == {"0": {"step": [5, 5], **expected}}
     assert (tmp_path / "results/recipe.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "results/README.md").read_text()
+    assert "| published settings | 1 | 30.0 | 60.0 | 50.0 | +0.0 (without the teacher) |" in page
 
 
 def test_recorded_experiments():

@@ -145,11 +145,6 @@ def _read_outputs(variant: Variant, runner: Runner, seed: int) -> dict[str, floa
     return {name: 100 * value for name, value in found.items() if value is not None}
 
 
-def spread(values: Sequence[float]) -> float:
-    """Standard deviation over seeds; 0 for a single seed."""
-    return stdev(values) if len(values) > 1 else 0.0
-
-
 def write_page(folder: Path) -> None:
     """Writes a page of all results in the folder: those of `EXPERIMENTS` in their order, then those
     of experiments that have been removed."""
@@ -164,7 +159,8 @@ def _section(content: dict[str, Any], findings: dict[str, Any]) -> str:
     rows, found = content["rows"], findings["found"].get(content["name"])
     seeds = sorted({int(seed) for row in rows for seed in row["values"].get("full", {})})
     missing = [row["label"] for row in rows if not row["values"].get("full")]
-    interpreted = set(map(str, findings["seeds"]))
+    own_seeds = {each.name: each.seeds for each in EXPERIMENTS}.get(content["name"])
+    interpreted = set(map(str, own_seeds or findings["seeds"]))
     complete = all(row["values"].get("full", {}).keys() == interpreted for row in rows)
     lines = [
         f"## {content['title']}\n",
@@ -201,8 +197,14 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _mean(values: Values, name: str) -> str:
-    found = list(values.get(name, {}).values())
-    return f"{mean(found):.1f} ± {spread(found):.1f}" if found else ""
+    return _mean_and_spread(list(values.get(name, {}).values()), ".1f")
+
+
+def _mean_and_spread(values: Sequence[float], form: str) -> str:
+    """The mean, and with several values their standard deviation."""
+    if len(values) < 2:
+        return "".join(format(value, form) for value in values)
+    return f"{mean(values):{form}} ± {stdev(values):.1f}"
 
 
 def _difference(values: Values, others: Values, label: str | None) -> list[str]:
@@ -213,7 +215,7 @@ def _difference(values: Values, others: Values, label: str | None) -> list[str]:
     if not gaps:
         return ["", ""]
     wins = sum(gap > 0 for gap in gaps)
-    return [f"{mean(gaps):+.1f} ± {spread(gaps):.1f} ({label})", f"{wins} of {len(gaps)}"]
+    return [f"{_mean_and_spread(gaps, '+.1f')} ({label})", f"{wins} of {len(gaps)}"]
 
 
 def _paper(metrics: dict[str, float] | None) -> str:
