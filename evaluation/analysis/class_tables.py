@@ -52,6 +52,7 @@ def build_class_rows(
         for result in entry.results
         for name in result.per_class
     }
+    unseen, rare = set(comparison.unseen), set(vocabulary.rare)
     rows = []
     for name in sorted(names, key=lambda name: (index_of.get(name, len(index_of)), name)):
         index = index_of.get(name)
@@ -60,8 +61,7 @@ def build_class_rows(
             for counts in (training_counts, test_counts)
         )
         values = tuple(entry.mean_ap([name]) for entry in comparison.entries)
-        unseen, rare = index in comparison.unseen, index in vocabulary.rare
-        rows.append(ClassRow(name, unseen, values, rare, num_training, num_test))
+        rows.append(ClassRow(name, index in unseen, values, index in rare, num_training, num_test))
     return sort_rows(rows)
 
 
@@ -83,11 +83,11 @@ def build_action_rows(comparison: Comparison, limit: int) -> tuple[list[ClassRow
         rows, unseen ones first, each kind by falling AP of the first entry; a sentence on rows
         that are left out, "" if there are none.
     """
-    vocabulary, unseen = comparison.vocabulary, comparison.unseen
+    vocabulary, unseen = comparison.vocabulary, set(comparison.unseen)
     names = [vocabulary.interaction_name(index) for index in range(vocabulary.num_interactions)]
     groups: list[tuple[str, bool, list[str]]] = []
     if not comparison.unseen_verbs:
-        groups += [(names[index], True, [names[index]]) for index in unseen]
+        groups += [(names[index], True, [names[index]]) for index in comparison.unseen]
     for verb, name in enumerate(vocabulary.verbs):
         verb_unseen = verb in comparison.unseen_verbs
         members = [

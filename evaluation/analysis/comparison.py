@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import cycle
 from typing import Literal
 
@@ -127,13 +128,14 @@ class Comparison:
         """The first entry of a role."""
         return next((entry for entry in self.entries if entry.role == role), None)
 
-    @property
+    @cached_property
     def unseen_verbs(self) -> tuple[int, ...]:
         """Verbs whose interactions are all unseen."""
+        unseen = set(self.unseen)
         seen = {
             verb
             for index, (verb, _) in enumerate(self.vocabulary.interactions)
-            if index not in self.unseen
+            if index not in unseen
         }
         return tuple(verb for verb in range(self.vocabulary.num_verbs) if verb not in seen)
 

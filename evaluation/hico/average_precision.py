@@ -204,6 +204,7 @@ def select_interactions(
         HOI index and rank, such as "best unseen", of each chosen interaction.
     """
     counted = [index for index, value in enumerate(average_precision) if value is not None]
+    unseen = set(unseen)
     groups = {
         "unseen": [index for index in counted if index in unseen],
         "seen": [index for index in counted if index not in unseen],

@@ -270,8 +270,7 @@ def _build_error_section(comparison: Comparison, inputs: ReportInputs) -> Sectio
     interactions = range(vocabulary.num_interactions)
     groups: dict[str, Sequence[int]] = {"all": interactions}
     if unseen:
-        seen = [index for index in interactions if index not in unseen]
-        groups = {"unseen": unseen, "seen": seen}
+        groups = {"unseen": unseen, "seen": sorted(set(interactions) - set(unseen))}
     bars: dict[str, list[tuple[str, ErrorCounts]]] = {group: [] for group in groups}
     table = []
     for predictions in inputs.predictions:
