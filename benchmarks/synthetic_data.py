@@ -1,4 +1,4 @@
-"""Synthetic training data of HICO-DET's size: images, annotations and a cache on disk."""
+"""Synthetic training data of a real vocabulary: images, annotations and a cache on disk."""
 
 from __future__ import annotations
 
@@ -43,7 +43,13 @@ class FixedSize:
 
 
 def make_images(
-    folder: Path, count: int, labelled: int, proposed: int, side: int
+    folder: Path,
+    count: int,
+    labelled: int,
+    proposed: int,
+    side: int,
+    vocabulary: Vocabulary | None = None,
+    split: str = "ua",
 ) -> tuple[TrainingDataset, TrainingDataset]:
     """A training dataset with a cache, and one of the same images with a cache without pairs.
 
@@ -53,8 +59,10 @@ def make_images(
         labelled: annotated pairs per image.
         proposed: pairs of the detector per image.
         side: side of the images in training, in pixels.
+        vocabulary: by default that of HICO-DET.
+        split: zero-shot split of the vocabulary.
     """
-    vocabulary = load_vocabulary("hico-det")
+    vocabulary = vocabulary or load_vocabulary("hico-det")
     rng = np.random.default_rng(0)
     records, annotations, outputs, no_outputs = [], [], {}, {}
     (folder / "images").mkdir(parents=True)
@@ -76,7 +84,7 @@ def make_images(
             np.full((len(records), 2), side),
             annotations,
             open_cache(folder / name),
-            load_split(vocabulary, "ua"),
+            load_split(vocabulary, split),
             vocabulary,
             TargetConfig(),
             FixedSize(side),

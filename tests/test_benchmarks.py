@@ -25,6 +25,7 @@ from benchmarks import (
     student_step,
     swig_evaluation,
     vlm_passes,
+    vocabulary_size,
     zoo,
 )
 from benchmarks.program import run_main
@@ -63,6 +64,19 @@ def test_evaluation_of_swig_hoi(run, monkeypatch):
     assert (result["images"], result["pairs"], result["detections"]) == (40, 80, 800)
     assert result["largest_difference"] < 1e-12 and result["mean_ap"] > 0
     assert result["command"]["peak_mb"] > 0
+
+
+@pytest.mark.slow
+def test_sizes_of_vocabularies(run):
+    """Nothing grows faster than the vocabulary."""
+    found = run(vocabulary_size, "--turns 1 --side 64 --batch-size 1")["ratios"]
+    growth = found["interactions"]["ratio"]
+    assert growth == 23.55 and found["objects"]["ratio"] == 12.5
+    hico, swig = found["bytes of a pair in the cache"]["sizes"].values()
+    assert swig - hico == 2 * (407 - 117), "float16 probabilities of every verb"
+    # What takes milliseconds only is not compared.
+    for stage in ("training step", "report"):
+        assert found[stage]["ratio"] < growth, stage
 
 
 def test_reading_a_cache(run):
