@@ -50,7 +50,8 @@ class FakeCommands:
         if any(word in self.failing for word in words):
             return 2
         if words[:2] == ["eoid-cache", "evaluate"]:
-            write_json(words[words.index("--json") + 1], {"extra": {"teacher_accuracy": 0.9}})
+            scores = {"metrics": GROUPS, "extra": {"teacher_accuracy": 0.9}}
+            write_json(words[words.index("--json") + 1], scores)
         elif words[0] == "eoid-train" or "benchmarks.study.other_prompts" in words:
             shift = 0.1 * ("--no-vdetach" in words)
             shift += 0.01 * int(words[words.index("--seed") + 1]) if "--seed" in words else 0

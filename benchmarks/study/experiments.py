@@ -222,11 +222,9 @@ OBJECT_PROMPTS = Artifact(
 )
 
 
-def _new_objects(options: str = "") -> Artifact:
-    """Scores of two objects that are absent in training and named by their sentences."""
-    options = f"{OBJECT_HEAD} {options}".strip()
-    run = student(options, WITHOUT_OBJECTS_CACHE, "full", WITHOUT_OBJECTS, TEXT_EPOCHS)
-    return _evaluated("named-objects", run, OBJECT_PROMPTS)
+NEW_OBJECTS_STUDENT = student(
+    OBJECT_HEAD, WITHOUT_OBJECTS_CACHE, "full", WITHOUT_OBJECTS, TEXT_EPOCHS
+)
 
 
 # The published settings of queries, matching and distillation, with the toy preset's backbone,
@@ -434,8 +432,10 @@ EXPERIMENTS = (
                 "weights (linear)",
             ),
             Variant("the teacher, annotated pairs of training images", teacher_score(CACHE, "uo")),
-            Variant("sentences, objects absent in training", _new_objects()),
-            Variant("sentences, both heads, objects absent in training", _new_objects(TEXT_HEAD)),
+            Variant(
+                "sentences, objects absent in training",
+                _evaluated("named-objects", NEW_OBJECTS_STUDENT, OBJECT_PROMPTS),
+            ),
         ),
         "The paper has a linear head. In its UO split, as in the first rows here, the detector that"
         " proposes pairs knows the unlabelled objects.",
