@@ -279,7 +279,7 @@ def test_a_temperature_divides_the_log_odds(folders, inputs, vocabulary):
     [
         ("{% for x in %}", "TemplateSyntaxError"),
         ("{{ raise_exception('no') }}", "TemplateError: no"),
-        ("hello", "Found total 0"),
+        ("hello", "(Found total 0|tokens: 0)"),
         ("{{ messages[0].content[1].text }}<image>", "ValueError"),
     ],
 )
