@@ -6,6 +6,7 @@ from click.testing import CliRunner
 
 from evaluation.cli import evaluation
 from evaluation.predictions import write_predictions
+from evaluation.report.write import write_report
 from evaluation.results import read_results
 from evaluation.score_swig import score_swig_file
 from evaluation.swig.average_precision import evaluate_swig
@@ -82,6 +83,16 @@ def test_both_forms_give_the_same_scores(perfect, swig, folder, annotations, tmp
     assert read.predictions is not None and read.annotations is not None
     with pytest.raises(InputError, match="exists"):
         score_swig_file(official, annotations, json=results)
+
+
+def test_a_report_of_all_interactions(perfect, swig, annotations, tmp_path):
+    pytest.importorskip("jinja2", reason="the extra report is not installed")
+    results = tmp_path / "results.json"
+    score_swig_file(_write(tmp_path, perfect, swig), annotations, json=results)
+    write_report([results], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("injecting syringe") and "All 5539 interactions" in page
+    assert "SWIG-HOI protocol" in page and "HICO-DET protocol" not in page
 
 
 def test_other_splits_keep_the_groups_by_frequency(perfect, swig, annotations, tmp_path):
