@@ -19,6 +19,7 @@ from pathlib import Path
 from types import UnionType
 from typing import (
     TYPE_CHECKING,
+    Annotated,
     Any,
     ClassVar,
     TypeVar,
@@ -28,12 +29,13 @@ from typing import (
     get_type_hints,
 )
 
+from msgspec import Meta
 from msgspec.inspect import CustomType, type_info
 
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import sha256_of_file, sha256_of_json
 from pipeline.utils.logging import get_logger
-from pipeline.utils.schema import Text, convert
+from pipeline.utils.schema import convert
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +46,8 @@ logger = get_logger(__name__)
 CLASS_NAME = re.compile(r"(?:(.*)/)?([^\W\d]\w*(?:\.[^\W\d]\w*)*):([^\W\d]\w*)")
 # Package of the classes whose errors are not the user's.
 OWN_PACKAGE = "teacher_cache"
+# In errors and tables, which are lines.
+Name = Annotated[str, Meta(pattern=r"\A[^\n\r]*\S[^\n\r]*\Z", description="a text of one line")]
 # Longest message of an error that a line contains.
 MAX_REASON = 300
 
@@ -81,7 +85,7 @@ class Plugin(ABC):
         Raises:
             InputError: an attribute has a wrong value.
         """
-        convert(self.name, Text, f"--{self.plugin_kind}", f"name of {type(self).__qualname__}")
+        convert(self.name, Name, f"--{self.plugin_kind}", f"name of {type(self).__qualname__}")
 
 
 Kind = TypeVar("Kind", bound=Plugin)
@@ -275,8 +279,8 @@ def _shorten_errors(where: str, kind: type) -> Iterator[None]:
         yield
     except InputError:
         raise
-    # The code of a user's class may raise anything.
-    except Exception as error:
+    # The code of a user's class may raise anything, and end the program.
+    except (Exception, SystemExit) as error:
         if is_out_of_memory(error):
             raise
         logger.debug(where, exc_info=True)
@@ -326,10 +330,13 @@ def create_object(
     try:
         signature(kind).bind(*arguments, **values)
     except TypeError as error:
-        known = ", ".join(list(parameters)[len(arguments) :]) or "none"
+        known = list(parameters)[len(arguments) :]
+        takes_any = any(each.kind is Parameter.VAR_KEYWORD for each in parameters.values())
+        # Python's error may be about one that is missing because its name is misspelled.
+        others = "" if takes_any else ", ".join(name for name in values if name not in known)
         raise InputError(
-            f"{option}: expected the settings of {kind.__qualname__} ({known}), found others"
-            f" ({error})"
+            f"{option}: expected the settings of {kind.__qualname__}"
+            f" ({', '.join(known) or 'none'}), found {others or f'others ({error})'}"
         ) from None
     return kind(*arguments, **values)
 

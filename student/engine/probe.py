@@ -279,7 +279,7 @@ def train_probe(
     )
     num_pairs = sum(len(each.rows) for each in pairs)
     logger.info(
-        f"training on {count_noun(num_pairs, 'pairs')}, {config.epochs} epochs, with"
+        f"training on {count_noun(num_pairs, 'pairs')}, {count_noun(config.epochs, 'epochs')}, with"
         f"{'' if config.distillation else 'out'} the teacher's probabilities"
     )
     with Progress(config.epochs * num_pairs, "Training", "pairs") as progress:

@@ -216,7 +216,9 @@ class ObjectDetector:
     def _to_arrays(self, detections: Detections) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(N, 4) float32 boxes, (N,) int64 objects and (N,) float32 scores of one image."""
         try:
-            boxes, classes, scores = map(_to_numpy, detections)
+            # The dictionaries of torchvision's detectors have as many entries.
+            found = () if isinstance(detections, Mapping) else detections
+            boxes, classes, scores = map(_to_numpy, found)
         except (TypeError, ValueError):
             found = type(detections).__name__
             raise self._wrong_output("(boxes, classes, scores)", found) from None
@@ -241,18 +243,27 @@ class ObjectDetector:
         if ((scores < 0) | (scores > 1)).any():
             raise self._wrong_output("scores from 0 to 1", f"{scores.min()} to {scores.max()}")
         labels = self._labels[classes.astype(np.int64)]
+        # Differences of unsigned integers are none below 0.
+        boxes = boxes.astype(np.float64)
         is_finite = np.isfinite(boxes).all(axis=1) & np.isfinite(scores)
-        if not is_finite.all() and not self._is_reported:
+        with np.errstate(invalid="ignore"):
+            sides = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf)
+        # Of boxes with a width in place of the right side, some are such.
+        is_reversed = sides < 0
+        if (is_reversed | ~is_finite).any() and not self._is_reported:
             self._is_reported = True
+            found = "whose right or lower side comes before the left or upper one"
             logger.warning(
-                f"{describe_plugin(self._detector)}: found boxes or scores that are not finite,"
+                f"{describe_plugin(self._detector)}: found boxes"
+                f" {'or scores that are not finite' if not is_finite.all() else found},"
                 " which are left out"
             )
         # Boxes without area cannot form regions.
-        with np.errstate(invalid="ignore"):
-            sides = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf)
         keep = (labels >= 0) & (sides > 0) & is_finite
-        return boxes[keep].astype(np.float32), labels[keep], scores[keep].astype(np.float32)
+        # Of a box of any size, the part in the image counts.
+        with np.errstate(over="ignore"):
+            boxes, scores = boxes.astype(np.float32), scores.astype(np.float32)
+        return boxes[keep], labels[keep], scores[keep]
 
     def _wrong_output(self, expected: str, found: str) -> InputError:
         return bad_field(describe_plugin(self._detector), "detect", expected, found)

@@ -249,12 +249,19 @@ def to_array(
     """
     source, expected = describe_plugin(teacher), f"{what} of shape ({shape[0]}, {shape[1] or 'D'})"
     if isinstance(values, Tensor):
-        values = values.detach().cpu().float().numpy()
+        # numpy has no bfloat16.
+        values = values.detach().cpu()
+        values = (values.float() if values.is_floating_point() else values).numpy()
     try:
-        array = np.asarray(values, dtype=np.float32)
-    except (TypeError, ValueError):
+        array = np.asarray(values)
+    except ValueError:
         raise bad_field(source, where, expected, type(values).__name__) from None
+    # Others would be converted too: texts are read, imaginary parts dropped.
+    if array.ndim and not np.can_cast(array.dtype, np.float32, "same_kind"):
+        raise bad_field(source, where, f"{expected} of real numbers", f"an array of {array.dtype}")
     if array.ndim != 2 or array.shape != (shape[0], shape[1] or array.shape[1]):
         found = array.shape if array.ndim else type(values).__name__
         raise bad_field(source, where, expected, found)
-    return array
+    # What is too large becomes infinite, which is refused later.
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32)

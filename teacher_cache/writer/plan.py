@@ -135,8 +135,12 @@ def is_new_folder(folder: Path) -> bool:
 
 def _check_same_settings(folder: Path, stored: dict[str, Any], plan: BuildPlan) -> None:
     if changes := describe_settings(stored, plan):
+        # As after an error in the first image, when a teacher of one's own is written.
+        is_used = (folder / MANIFEST).is_file() or any((folder / SHARDS).glob("*.h5"))
+        advice = "" if is_used else "delete it, since it has no shard yet, or "
         raise InputError(
-            f"{folder}: holds a cache of other settings ({changes}); give --out a new folder"
+            f"{folder}: holds a cache of other settings ({changes}); {advice}give --out"
+            " a new folder"
         )
 
 

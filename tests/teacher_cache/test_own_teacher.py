@@ -153,7 +153,7 @@ def test_commands_on_the_cache(cache, build, shared_dataset, tmp_path):
     [
         (("--clip-model", "toy"), "--clip-model: expected none with --teacher"),
         (("--template", "{ing} {object}"), "--template: expected none with verb classifier"),
-        (("--teacher-set", "size=3"), "(weights, temperature), found others"),
+        (("--teacher-set", "size=3"), "(weights, temperature), found size"),
         (("--teacher-set", "temperature=hot"), "temperature: expected a number, found hot"),
         (("--teacher-set", "hot"), "--teacher-set: expected KEY=VALUE, found hot"),
         (("--teacher", "my_teacher"), "expected open_clip, vlm or module:Class, found my_teacher"),

@@ -153,6 +153,13 @@ class Silent(Circle):
 
 class Unnamed(Circle):
     name = 5
+
+class TwoLines(Circle):
+    name = "a\\nb"
+
+class Ended(Circle):
+    def __init__(self, device):
+        raise SystemExit(0)
 """
 
 
@@ -210,7 +217,9 @@ def test_other_fingerprints_are_refused(own, value, text):
             r"--shape own_shapes:Broken: .*KeyError: 'radius' \(.*own_shapes.py:\d+; --v",
         ),
         ("Silent", r"--shape: expected a class whose __init__ calls super\(\).__init__, found own"),
-        ("Unnamed", "--shape: name of Unnamed: expected a text, found 5"),
+        ("Unnamed", "--shape: name of Unnamed: expected a text of one line, found 5"),
+        ("TwoLines", "--shape: name of TwoLines: expected a text of one line, found "),
+        ("Ended", r"--shape own_shapes:Ended: .*SystemExit: 0 \(.*own_shapes.py:\d+; --v"),
     ],
 )
 def test_what_is_no_shape(own, name, text):
@@ -239,6 +248,15 @@ def test_errors_of_the_users_code(own, caplog):
         raise RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")
 
 
+def test_a_users_code_cannot_end_the_program(own):
+    circle = own("Circle")
+    with (
+        pytest.raises(InputError, match=r"^shape Circle: area: .* found SystemExit"),
+        user_errors(circle, "area"),
+    ):
+        sys.exit()
+
+
 def test_errors_of_this_package_are_not_shortened(own, monkeypatch):
     circle = own("Circle")
     monkeypatch.setattr(type(circle), "__module__", "teacher_cache.shapes")
@@ -258,12 +276,13 @@ def test_errors_of_this_package_are_not_shortened(own, monkeypatch):
         (
             "boxes:Box",
             ["weights=a", "width=3"],
-            r"--box-set: .* unexpected keyword argument 'width'",
+            r"--box-set: expected the settings of Box \(weights, .*\), found width$",
         ),
+        ("boxes:Box", ["weigths=a"], r"--box-set: .*Box \(weights, .*\), found weigths$"),
         (
             "boxes:Box",
             ["weights=a", "place=3"],
-            r"--box-set: .*multiple values for argument 'place'",
+            r"--box-set: expected the settings of Box \(weights, .*\), found place$",
         ),
         ("boxes:Box", ["weights=a", "size=big"], r"--box-set: size: expected .* found big"),
         ("boxes:Box", ["weights=a", "names=b"], r"--box-set: names: expected a list, found b"),

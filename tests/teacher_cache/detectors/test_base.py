@@ -70,6 +70,21 @@ def test_numbers_that_are_not_finite_are_left_out_with_one_warning(vocabulary, f
     assert "detector fixed" in caplog.text
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.int64, np.uint16])
+def test_boxes_that_end_before_they_begin_are_left_out_with_a_warning(vocabulary, dtype, caplog):
+    # The second box as x, y, width and height.
+    boxes = np.array([[5, 5, 9, 9], [30, 20, 10, 15]], dtype)
+    found = detect(vocabulary, boxes, [0, 0], [0.5, 0.5])
+    assert found.boxes.tolist() == [[5, 5, 9, 9]]
+    assert "fixed: found boxes whose right or lower side comes before" in caplog.text
+
+
+@pytest.mark.filterwarnings("error")
+def test_boxes_of_any_size_are_clipped(vocabulary):
+    found = detect(vocabulary, [[-1e300, 0, 1e300, 9]], [0], [0.5])
+    assert found.boxes.tolist() == [[0, 0, 64, 9]]
+
+
 @pytest.mark.parametrize(
     ("found", "text"),
     [
@@ -83,6 +98,10 @@ def test_numbers_that_are_not_finite_are_left_out_with_one_warning(vocabulary, f
         ((BOX, ["person"], [0.5]), "numbers, found an array of <U6"),
         (([["a"] * 4], [0], [0.5]), "numbers, found an array of <U1"),
         ((BOX, [0], [50.0]), "scores from 0 to 1, found 50"),
+        (
+            {"boxes": BOX, "labels": [0], "scores": [0.5]},
+            r"\(boxes, classes, scores\), found dict",
+        ),
         ((BOX, [0]), r"\(boxes, classes, scores\), found tuple"),
         (5, r"\(boxes, classes, scores\), found int"),
         (([[1, 2], [3]], [0], [1]), r"\(boxes, classes, scores\)"),

@@ -90,6 +90,10 @@ def test_verbs_without_interaction_become_0(batch, vocabulary):
         (lambda values: None, "shape .3, .*, found NoneType"),
         (lambda values: [[1], [1, 2]], "shape .3, .*, found list"),
         (lambda values: {"a": 1}, "shape .3, .*, found dict"),
+        (lambda values: values.astype(str), "of real numbers, found an array of <U"),
+        (lambda values: values + 1j, "of real numbers, found an array of complex"),
+        (lambda values: torch.from_numpy(values + 1j), "numbers, found an array of complex"),
+        (lambda values: values * np.float64(1e60), "probabilities from 0 to 1 .*, found .*inf"),
     ],
 )
 def test_other_scores_are_refused(batch, vocabulary, change, message):

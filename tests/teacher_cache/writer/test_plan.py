@@ -56,6 +56,7 @@ def test_plans_of_other_settings_are_refused(tmp_path, finished, changes, messag
     with pytest.raises(InputError, match="holds a cache of other settings") as caught:
         claim_folder(tmp_path, replace(PLANNED, **changes))
     assert message in str(caught.value)
+    assert ("delete it, since it has no shard yet, or" in str(caught.value)) is not finished
     assert before == {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
 
 
