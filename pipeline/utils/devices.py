@@ -124,7 +124,7 @@ def convert_out_of_memory(what: Callable[[], str]) -> Iterator[None]:
         ) from None
 
 
-def is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a GPU lacks memory."""
     # cuBLAS and cuDNN report it by their own status names.
     return isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error)

@@ -217,8 +217,8 @@ class ObjectDetector:
         """(N, 4) float32 boxes, (N,) int64 objects and (N,) float32 scores of one image."""
         try:
             # The dictionaries of torchvision's detectors have as many entries.
-            found = () if isinstance(detections, Mapping) else detections
-            boxes, classes, scores = map(_to_numpy, found)
+            values = () if isinstance(detections, Mapping) else detections
+            boxes, classes, scores = map(_to_numpy, values)
         except (TypeError, ValueError):
             found = type(detections).__name__
             raise self._wrong_output("(boxes, classes, scores)", found) from None
@@ -228,9 +228,9 @@ class ObjectDetector:
             boxes, classes, scores = np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0)
         elif boxes.ndim != 2 or shapes != [(len(boxes), 4), *[(len(boxes),)] * 2]:
             raise self._wrong_output("shapes (N, 4), (N,) and (N,)", " ".join(map(str, shapes)))
-        for values in (boxes, classes, scores):
-            if values.dtype.kind not in NUMBER_KINDS:
-                raise self._wrong_output("numbers", f"an array of {values.dtype}")
+        for array in (boxes, classes, scores):
+            if array.dtype.kind not in NUMBER_KINDS:
+                raise self._wrong_output("numbers", f"an array of {array.dtype}")
         # False for NaN.
         if len(classes) and not (
             classes.min() >= 0
@@ -252,11 +252,11 @@ class ObjectDetector:
         is_reversed = sides < 0
         if (is_reversed | ~is_finite).any() and not self._is_reported:
             self._is_reported = True
-            found = "whose right or lower side comes before the left or upper one"
+            fault = "or scores that are not finite"
+            if is_finite.all():
+                fault = "whose right or lower side comes before the left or upper one"
             logger.warning(
-                f"{describe_plugin(self._detector)}: found boxes"
-                f" {'or scores that are not finite' if not is_finite.all() else found},"
-                " which are left out"
+                f"{describe_plugin(self._detector)}: found boxes {fault}, which are left out"
             )
         # Boxes without area cannot form regions.
         keep = (labels >= 0) & (sides > 0) & is_finite
