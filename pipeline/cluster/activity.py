@@ -38,6 +38,7 @@ class Activity(msgspec.Struct, frozen=True):
         job: its number in the batch system; empty outside of one.
         machine: see `_machine_id`.
         done, total: finished and all images of a file that it makes.
+        seconds: how long it has worked, by its own clock, when `done` was written.
     """
 
     host: str
@@ -48,6 +49,7 @@ class Activity(msgspec.Struct, frozen=True):
     machine: str = ""
     done: Count = 0
     total: Count = 0
+    seconds: Count = 0
 
 
 @contextmanager
@@ -61,7 +63,7 @@ def announce(folder: Path, work: str, total: int = 0) -> Iterator[Callable[[int]
     Yields:
         A function that adds finished images to the record.
     """
-    host, done = socket.gethostname(), 0
+    host, done, start = socket.gethostname(), 0, time.monotonic()
     since = datetime.now().astimezone().replace(microsecond=0)
     path = folder / RECORDS.replace("*", secrets.token_hex(6))
 
@@ -70,8 +72,9 @@ def announce(folder: Path, work: str, total: int = 0) -> Iterator[Callable[[int]
         done += images
 
     def write(mode: str = "r+b") -> None:
+        seconds = int(time.monotonic() - start)
         activity = Activity(
-            host, os.getpid(), since, work, _job_number(), _machine_id(), done, total
+            host, os.getpid(), since, work, _job_number(), _machine_id(), done, total, seconds
         )
         # The record is only for information, so that a full disk must not end the command. If it
         # was removed, it is not made again, because a build removes those of workers at its end.

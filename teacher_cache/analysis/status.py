@@ -273,9 +273,14 @@ class StatusReader:
 
     @contextmanager
     def _note_problem(self, name: str) -> Iterator[None]:
-        """Notes an `InputError` in the `with` block as the problem of a file."""
+        """Notes an error in the `with` block as the problem of a file.
+
+        Network file systems and disks fail with errors that say nothing about other files.
+        """
         try:
             yield
+        except OSError as error:
+            self._problems[name] = f"cannot be read ({error.strerror or error})"
         except InputError as error:
             self._problems[name] = str(error).removeprefix(f"{self._folder / name}: ")
 
@@ -295,10 +300,7 @@ def _images_per_second(shards: Collection[_Shard], running: Sequence[Activity]) 
     images = sum(count for _, count in finished[num_first:])
     if images and (seconds := finished[-1][0] - finished[num_first - 1][0]) > 0:
         return images / seconds
-    # The clocks of other machines may be ahead of this one.
-    seconds_by_process = [max(1, time.time() - one.since.timestamp()) for one in making]
-    rates = [one.done / each for one, each in zip(making, seconds_by_process, strict=True)]
-    return sum(rates) or None
+    return sum(one.done / max(1, one.seconds) for one in making) or None
 
 
 def _count_started(running: Sequence[Activity]) -> int:
@@ -320,7 +322,8 @@ def format_status(state: CacheState) -> list[str]:
     if state.running or state.state == "unfinished":
         rows += _limited("running", _format_processes(state))
     if state.last_shard is not None:
-        ago = format_duration((now - state.last_shard).total_seconds())
+        # The clock of the file server may be ahead of this one.
+        ago = format_duration(max(0, (now - state.last_shard).total_seconds()))
         rows.append(("last shard", f"{state.last_shard.astimezone():{TIME}} ({ago} ago)"))
     if state.images_per_second is not None and state.seconds_left is not None:
         rows.append(("rate", f"{state.images_per_second:.3g} images per second"))

@@ -1,5 +1,6 @@
 """The state of finished, unfinished and damaged caches; running builds are in `cluster/`."""
 
+import errno
 import json
 import os
 import re
@@ -165,6 +166,23 @@ def test_damage_of_a_finished_cache(copy, name, change):
     assert f"{copy / name}: " in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("function", "name"), [("sha256_of_file", TEACHER), ("read_layout", SHARD), ("read_plan", PLAN)]
+)
+def test_files_that_the_file_system_cannot_read(copy, monkeypatch, function, name):
+    read = getattr(status_module, function)
+
+    def fail(path, *arguments):
+        if str(path).endswith(name) or function == "read_plan":
+            raise OSError(errno.ESTALE, "Stale file handle", str(path))
+        return read(path, *arguments)
+
+    monkeypatch.setattr(status_module, function, fail)
+    state = state_of(copy)
+    assert state.problems == {name: "cannot be read (Stale file handle)"}
+    assert state.state == "broken"
+
+
 def test_both_descriptions_damaged(copy):
     for name in (MANIFEST, PLAN):
         damage(copy / name)
@@ -267,15 +285,19 @@ def test_the_rate_before_the_second_shard_of_a_process(unfinished):
     assert state_of(unfinished).images_per_second is None
     put_shards(unfinished, now, [30])
     assert state_of(unfinished).images_per_second is None
-    put_record(unfinished, "34cd", pid=8, done=2, total=3, since=ago(now, 20))
-    put_record(unfinished, "56ef", pid=9, done=1, total=3, since=ago(now, 40))
+    put_record(unfinished, "34cd", pid=8, done=2, total=3, since=ago(now, 20), seconds=20)
+    # The clock of the second machine is ten minutes ahead.
+    put_record(unfinished, "56ef", pid=9, done=1, total=3, since=ago(now, -560), seconds=40)
     state = state_of(unfinished)
-    assert state.images_per_second == pytest.approx(2 / 20 + 1 / 40, rel=0.05)
+    assert state.images_per_second == pytest.approx(2 / 20 + 1 / 40)
     # Of seven images, three are finished; of two records that say the same shard, one counts.
     assert state.seconds_left == pytest.approx(2 / state.images_per_second)
     rows = table_of(unfinished)
     assert rows["rate"] == f"{state_of(unfinished).images_per_second:.3g} images per second"
     assert rows["time left"].endswith(" s") and re.match(r"20.* \(3\d s ago\)", rows["last shard"])
+    # So is the file server's.
+    put_shards(unfinished, now, [-600])
+    assert table_of(unfinished)["last shard"].endswith(" (0 s ago)")
 
 
 def test_the_rate_from_the_times_of_shards(copy, monkeypatch):
