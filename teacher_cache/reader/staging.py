@@ -40,10 +40,12 @@ def stage_cache(cache: Path, folder: Path) -> Path:
     makes it, and the others wait and check it.
 
     Raises:
-        InputError: the cache is not finished, the disk has too little space, or a file cannot be
-            read or written or differs from its digest in the manifest.
+        InputError: the cache is not finished, the folder is in it, the disk has too little space,
+            or a file cannot be read or written or differs from its digest in the manifest.
     """
     copy = staged_path(cache, folder)
+    if copy.resolve().is_relative_to(cache.resolve()):
+        raise InputError(f"--stage-cache: expected a folder outside of {cache}, found {folder}")
     try:
         with _lock(copy):
             _copy_missing(cache, copy)
@@ -57,7 +59,7 @@ def stage_cache(cache: Path, folder: Path) -> Path:
 
 def _copy_missing(cache: Path, copy: Path) -> None:
     for unfinished in copy.glob("**/.*.tmp"):
-        unfinished.unlink()
+        unfinished.unlink(missing_ok=True)
     digests = _digests(cache)
     names = track(digests, len(digests), f"Checking {copy.name}", "files", brief=True)
     missing = [name for name in names if not _is_intact(copy / name, digests[name])]

@@ -29,8 +29,8 @@ def check_reusable(old: Path, out: Path, plan: BuildPlan) -> None:
             images that could not be read.
     """
     manifest = read_manifest(old)
-    if old.resolve() == out.resolve():
-        raise InputError(f"--out: expected another folder than --retry-failed, found {out}")
+    if out.resolve().is_relative_to(old.resolve()):
+        raise InputError(f"--out: expected a folder outside of --retry-failed {old}, found {out}")
     if changes := describe_settings(manifest, plan):
         raise InputError(f"{old}: expected a cache of the same settings, found another ({changes})")
     if not manifest["failed"]:

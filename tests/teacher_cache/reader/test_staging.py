@@ -162,6 +162,16 @@ def test_a_disk_with_too_little_space(finished, tmp_path, monkeypatch):
     assert not list(staged_path(finished, tmp_path).glob("**/*.h5"))
 
 
+@pytest.mark.parametrize("folder", ["", SHARDS, "new/folder", "link"])
+def test_a_cache_is_not_copied_into_itself(copy, tmp_path, folder):
+    (tmp_path / "link").symlink_to(copy)
+    folder = tmp_path / "link" if folder == "link" else copy / folder
+    before = sorted(copy.rglob("*"))
+    with pytest.raises(InputError, match=r"--stage-cache: expected a folder outside of "):
+        stage_cache(copy, folder)
+    assert sorted(copy.rglob("*")) == before
+
+
 def test_errors_of_the_disk_are_one_line(finished, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"--stage-cache: .*file.*cannot be copied"):

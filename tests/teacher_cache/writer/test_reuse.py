@@ -165,7 +165,8 @@ def test_damaged_text_embeddings_are_refused(config, old):
     [
         ("settings", r"old: expected a cache of the same settings, found another \(max_objects: "),
         ("shards", r"found another \(images_per_shard: 3, now 2\)"),
-        ("same", "--out: expected another folder than --retry-failed, found "),
+        ("same", "--out: expected a folder outside of --retry-failed .*old, found "),
+        ("inside", "--out: expected a folder outside of --retry-failed .*old, found "),
         ("whole", "old: expected images that could not be read, found none"),
         ("unfinished", "old: "),
         ("absent", "absent: "),
@@ -177,6 +178,7 @@ def test_what_cannot_be_tried_again(config, old, finished, tmp_path, problem, te
         "settings": {"extraction": replace(config.extraction, pairing=pairing)},
         "shards": {"images_per_shard": 2},
         "same": {"out": old},
+        "inside": {"out": old / "new"},
         "absent": {"retry_failed": tmp_path / "absent"},
     }
     if problem == "whole":
