@@ -105,11 +105,17 @@ def link_or_copy(source: Path, path: Path) -> None:
 
 
 def refuse_existing(path: Path | str, overwrite: bool) -> None:
-    """Raises:
-    InputError: the file exists and `overwrite` is false.
+    """Checks a file that is to be written, before the work whose result it is.
+
+    Raises:
+        InputError: the file exists and `overwrite` is false, or its folder cannot be written.
     """
     if not overwrite and Path(path).exists():
         raise InputError(f"{path}: exists; give --overwrite or another name")
+    folder = next(each for each in Path(path).absolute().parents if each.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        found = "a folder without that permission" if folder.is_dir() else "a file"
+        raise InputError(f"{path}: expected to write in {folder}, found {found}")
 
 
 def is_up_to_date(path: Path, source: Path) -> bool:

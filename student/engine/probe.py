@@ -224,6 +224,18 @@ def _check_same_embeddings(cache: TeacherCache, test_cache: TeacherCache) -> Non
             f"{test_cache.path}: expected region embeddings as in {cache.path}, found other"
             f" settings: {changes}"
         )
+    # A teacher of one's own may have changed without a word in its fingerprint.
+    width, test_width = map(_embedding_width, (cache, test_cache))
+    if width != test_width:
+        raise InputError(
+            f"{test_cache.path}: expected region embeddings of width {width}, as in {cache.path},"
+            f" found width {test_width}"
+        )
+
+
+def _embedding_width(cache: TeacherCache) -> int | None:
+    widths = (cache.shard_layout(shard).embedding_width for shard in range(cache.num_shards))
+    return next((width for width in widths if width), None)
 
 
 def train_probe(

@@ -123,7 +123,7 @@ def show_image(
     print(title)
     for number, view in enumerate(views, 1):
         actions = ", ".join(f"{name} {probability:.2f}" for name, probability, _ in view.actions)
-        print(f"{number:>3}  {view.title}; {actions or 'no possible action'}")
+        print(f"{number:>3}  {view.title}; {actions or 'no action above 0'}")
 
 
 def find_image(cache: TeacherCache, name: str) -> str:

@@ -14,6 +14,7 @@ from pipeline.utils.files import (
     link_or_copy,
     read_json,
     read_toml,
+    refuse_existing,
     sha256_of_file,
     sha256_of_json,
     write_json,
@@ -189,3 +190,14 @@ def test_links_and_copies_of_files(tmp_path, monkeypatch):
     source.write_bytes(b"2")
     link_or_copy(source, copy)
     assert copy.read_bytes() == b"1" and len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    refuse_existing(tmp_path / "new" / "folder" / "result", overwrite=False)
+    with pytest.raises(InputError, match=r"/file/a/result: expected to write in .*, found a file"):
+        refuse_existing(tmp_path / "file" / "a" / "result", overwrite=True)
+    # The superuser may write anywhere but on a file system that is read-only.
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(InputError, match="found a folder without that permission"):
+        refuse_existing(tmp_path / "new" / "result", overwrite=False)

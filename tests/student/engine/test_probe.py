@@ -338,6 +338,22 @@ def test_a_test_cache_of_another_teacher(refused, folder, tmp_path, write_cache,
     assert "clip.model: by hand, now another" in refused(test_cache=other)
 
 
+def test_a_test_cache_of_other_widths(refused, folder, tmp_path, write_cache, vocabulary):
+    """As of a teacher of one's own whose fingerprint did not change with its code."""
+    narrow = rewrite(
+        *(folder, tmp_path / "narrow", "test", write_cache, vocabulary),
+        lambda own: replace(own, embeddings=own.embeddings[:, :5]),
+    )
+    line = refused(test_cache=narrow)
+    assert "narrow: expected region embeddings of width 16, as in" in line and "width 5" in line
+
+
+@pytest.mark.parametrize("option", ["out", "predictions"])
+def test_files_that_cannot_be_written(refused, tmp_path, option):
+    (tmp_path / "file").touch()
+    assert f"{tmp_path}/file, found a file" in refused(**{option: tmp_path / "file" / "new"})
+
+
 def test_other_prompts_and_detectors_are_accepted(
     probe_run, folder, tmp_path, write_cache, vocabulary, finished
 ):
