@@ -159,7 +159,9 @@ class ObjectDetector:
         parts: Mapping[str, Any] | None = None,
         option: str = "--detector",
     ) -> None:
-        self.name, self._detector, self._is_reported = detector.name, detector, False
+        self.name, self._detector = detector.name, detector
+        # Faults of boxes that a warning has named.
+        self._reported: set[str] = set()
         classes = tuple(detector.classes)
         self._labels, self.spellings = match_class_names(classes, vocabulary)
         labels = set(self._labels.tolist())
@@ -248,16 +250,16 @@ class ObjectDetector:
         is_finite = np.isfinite(boxes).all(axis=1) & np.isfinite(scores)
         with np.errstate(invalid="ignore"):
             sides = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf)
-        # Of boxes with a width in place of the right side, some are such.
-        is_reversed = sides < 0
-        if (is_reversed | ~is_finite).any() and not self._is_reported:
-            self._is_reported = True
-            fault = "or scores that are not finite"
-            if is_finite.all():
-                fault = "whose right or lower side comes before the left or upper one"
-            logger.warning(
-                f"{describe_plugin(self._detector)}: found boxes {fault}, which are left out"
-            )
+        # Boxes of other forms (a width in place of the right side, shares of the image) show so.
+        faults = {
+            "or scores that are not finite, which are left out": not is_finite.all(),
+            "that end left of or above their beginning, which are left out": (sides < 0).any(),
+            "within the first pixel: are they in pixels?": 0 < boxes.max(initial=0) <= 1,
+        }
+        for fault in [each for each, is_found in faults.items() if is_found]:
+            if fault not in self._reported:
+                self._reported.add(fault)
+                logger.warning(f"{describe_plugin(self._detector)}: found boxes {fault}")
         # Boxes without area cannot form regions.
         keep = (labels >= 0) & (sides > 0) & is_finite
         # Of a box of any size, the part in the image counts.

@@ -76,7 +76,16 @@ def test_boxes_that_end_before_they_begin_are_left_out_with_a_warning(vocabulary
     boxes = np.array([[5, 5, 9, 9], [30, 20, 10, 15]], dtype)
     found = detect(vocabulary, boxes, [0, 0], [0.5, 0.5])
     assert found.boxes.tolist() == [[5, 5, 9, 9]]
-    assert "fixed: found boxes whose right or lower side comes before" in caplog.text
+    assert "fixed: found boxes that end left of or above their beginning" in caplog.text
+
+
+def test_boxes_that_are_shares_of_the_image_are_named(vocabulary, caplog):
+    detect(vocabulary, [[0.1, 0.2, 0.5, 1.0], [0.3, 0.1, 0.9, 0.4]], [0, 0], [0.5, 0.5])
+    assert "fixed: found boxes within the first pixel" in caplog.text
+    caplog.clear()
+    detect(vocabulary, [[0, 0, 0, 0], [0, 0, 0, 0]], [0, 0], [0, 0])
+    detect(vocabulary, [], [], [])
+    assert not caplog.records
 
 
 @pytest.mark.filterwarnings("error")
