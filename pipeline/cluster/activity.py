@@ -143,7 +143,17 @@ def _is_running(activity: Activity, record: BinaryIO) -> bool:
         except PermissionError:
             # A process of another user.
             return True
+        return not _is_zombie(activity.pid)
     return True
+
+
+def _is_zombie(pid: int) -> bool:
+    """Whether a process has ended and its parent has not noticed, as in containers whose first
+    process does not wait for others. Only Linux tells."""
+    with suppress(OSError):
+        # The state follows the command's name, which may contain parentheses.
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[:1] == [b"Z"]
+    return False
 
 
 def _job_number() -> str:

@@ -103,6 +103,9 @@ def test_the_record_of_a_killed_process_does_not_count(tmp_path):
     assert process.stdout.readline() == "running\n"
     assert [each.pid for each in running_processes(tmp_path)] == [process.pid]
     process.send_signal(signal.SIGKILL)
+    if sys.platform == "linux":
+        # Ended, but still listed by the system until its parent asks for the exit code.
+        wait_for(lambda: running_processes(tmp_path) == [])
     process.wait()
     assert len(records(tmp_path)) == 1 and running_processes(tmp_path) == []
     # The next builder that holds the lock alone removes it.
