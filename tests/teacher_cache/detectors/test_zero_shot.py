@@ -401,7 +401,7 @@ def test_wrong_folders(folders, vocabulary, tmp_path, edit, text, capfd):
     ("options", "text"),
     [
         ({"weights": "a.pth"}, "--detector-weights: expected none with hf-zero-shot:/.* found a.p"),
-        ({"settings": (("size", "3"),)}, r"--detector-set: .*\(revision, chunk_size\), .*'size'"),
+        ({"settings": (("size", "3"),)}, r"--detector-set: .*\(revision, chunk_size\), found size"),
         ({"settings": (("chunk_size", "0"),)}, "chunk_size: .* number from 1 .*found 0"),
         ({"settings": (("chunk_size", "few"),)}, "--detector-set: chunk_size: .* found few"),
         ({"classes": ("dog", "ball")}, "--detector-classes: expected a detector that finds people"),

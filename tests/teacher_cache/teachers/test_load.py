@@ -91,7 +91,7 @@ def test_what_a_teacher_names_takes_the_place_of_a_setting(own, tmp_path):
     ("texts", "message"),
     [
         ((), "missing a required argument: 'weights'"),
-        (("weights=w", "sizes=1"), "weights, size, fast, note.*unexpected keyword argument"),
+        (("weights=w", "sizes=1"), "weights, size, fast, note.*, found sizes"),
         (("weights=w", "size=big"), "size: expected a whole number, found big"),
     ],
 )
