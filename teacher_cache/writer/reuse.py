@@ -25,8 +25,8 @@ def check_reusable(old: Path, out: Path, plan: BuildPlan) -> None:
     """Checks that an older cache can become part of a planned one.
 
     Raises:
-        InputError: it is not a finished cache of the same settings in another folder, or has no
-            images that could not be read.
+        InputError: it is not a finished cache of the same settings in another folder, has no images
+            that could not be read, or its text embeddings are missing or damaged.
     """
     manifest = read_manifest(old)
     if out.resolve().is_relative_to(old.resolve()):
@@ -35,6 +35,11 @@ def check_reusable(old: Path, out: Path, plan: BuildPlan) -> None:
         raise InputError(f"{old}: expected a cache of the same settings, found another ({changes})")
     if not manifest["failed"]:
         raise InputError(f"{old}: expected images that could not be read, found none")
+    checksum, teacher = manifest.get("files", {}).get(TEACHER), old / TEACHER
+    if not teacher.is_file() or checksum not in (None, sha256_of_file(teacher)):
+        raise InputError(
+            f"{teacher}: is missing or damaged; eoid-cache verify --repair {old} first"
+        )
 
 
 def reuse_shards(old: Path, out: Path, plan: BuildPlan) -> None:
@@ -42,14 +47,8 @@ def reuse_shards(old: Path, out: Path, plan: BuildPlan) -> None:
 
     The older cache is only read. Shards that are damaged are left out, like those with failed
     images, because a new manifest would contain the checksums of their damaged bytes.
-
-    Raises:
-        InputError: the older cache's text embeddings are damaged.
     """
     manifest = read_manifest(old)
-    checksum = manifest.get("files", {}).get(TEACHER)
-    if checksum not in (None, sha256_of_file(old / TEACHER)):
-        raise InputError(f"{old / TEACHER}: is damaged; eoid-cache verify --repair {old} first")
     link_or_copy(old / TEACHER, out / TEACHER)
     names, again = [], 0
     for entry in manifest["shards"]:

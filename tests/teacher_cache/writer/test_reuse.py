@@ -155,9 +155,14 @@ def test_damaged_text_embeddings_are_refused(config, old):
     data = bytearray((old / TEACHER).read_bytes())
     data[-1] ^= 1
     (old / TEACHER).write_bytes(data)
-    with pytest.raises(InputError, match=r"teacher.h5: is damaged; eoid-cache verify --repair"):
+    text = r"teacher.h5: is missing or damaged; eoid-cache verify --repair"
+    with pytest.raises(InputError, match=text):
         build_cache(config)
-    assert not (config.out / MANIFEST).exists()
+    (old / TEACHER).unlink()
+    with pytest.raises(InputError, match=text):
+        build_cache(config)
+    # Nothing says that a build has begun there.
+    assert not config.out.exists()
 
 
 @pytest.mark.parametrize(
