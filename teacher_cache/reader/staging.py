@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -108,7 +109,10 @@ def _lock(copy: Path) -> Iterator[None]:
     A killed process leaves no lock. Without locks, processes would write the same bytes.
     """
     copy.mkdir(parents=True, exist_ok=True)
-    with open(copy / LOCK, "a") as file:
+    path = copy / LOCK
+    # A copy of another user may be whole, and a file that can only be read can be locked too.
+    is_read_only = path.exists() and not os.access(path, os.W_OK)
+    with open(path, "r" if is_read_only else "a") as file:
         with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -162,6 +162,16 @@ def test_a_disk_with_too_little_space(finished, tmp_path, monkeypatch):
     assert not list(staged_path(finished, tmp_path).glob("**/*.h5"))
 
 
+def test_a_copy_of_another_user_is_used(finished, tmp_path, monkeypatch):
+    copy = stage_cache(finished, tmp_path)
+
+    (copy / ".lock").chmod(0o444)
+    # The tests may run as a user to whom permissions do not apply.
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert stage_cache(finished, tmp_path) == copy
+    assert staged_path(finished, tmp_path / "disk") == stage_cache(finished, tmp_path / "disk")
+
+
 @pytest.mark.parametrize("folder", ["", SHARDS, "new/folder", "link"])
 def test_a_cache_is_not_copied_into_itself(copy, tmp_path, folder):
     (tmp_path / "link").symlink_to(copy)
