@@ -1,5 +1,6 @@
-"""Measures the resident memory of `eoid-cache build` on the toy dataset: over many images, and with
-one image of many megapixels in several file formats. Prints JSON. Linux only.
+"""Measures the resident memory of `eoid-cache build` on the toy dataset: over many images of
+several sizes, and with one image of many megapixels in several file formats. Prints JSON. Linux
+only.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ from teacher_cache.reader.format import SHARDS
 
 COMMAND = (sys.executable, "-c", "from teacher_cache.cli import main; main()", "build")
 MODELS = ("--clip-model", "toy", "--detector", "toy", "--device", "cpu")
-POLL_INTERVAL = 0.02
+POLL_INTERVAL = 0.1
+# Many images are this number of drawn ones in these sizes; both numbers have no common factor.
+NUM_DRAWN = 500
+SIZES = ((128, 128), (96, 128), (128, 96), (160, 120), (120, 160), (96, 96), (192, 128))
 EXIF_ORIENTATION, TURNED = 0x0112, 6
 # Ways to save the large image. A JPEG may hold its coefficients in memory, a turned image needs a
 # second copy, and 16-bit grey values are converted.
@@ -90,7 +94,8 @@ def build(dataset: Path, out: Path, *options: str) -> tuple[dict[int, int], int]
 
 def many_images(folder: Path, count: int, images_per_shard: int) -> dict[str, Any]:
     """Resident megabytes at a twentieth of the shards, at each tenth and at the end."""
-    write_toy(folder / "toy", train=count, test=1, seed=0)
+    write_toy(folder / "toy", train=min(count, NUM_DRAWN), test=1, seed=0)
+    repeat_images(folder / "toy", count)
     shard = ("--images-per-shard", str(images_per_shard))
     by_shards, peak = build(folder / "toy", folder / "cache", *shard)
     last = -(-count // images_per_shard)
@@ -100,6 +105,26 @@ def many_images(folder: Path, count: int, images_per_shard: int) -> dict[str, An
         for number in points
     }
     return {"images": count, "megabytes_after_images": found, "peak_megabytes": peak}
+
+
+def repeat_images(root: Path, count: int) -> None:
+    """Replaces a toy dataset's training images by `count` of several sizes, with their boxes."""
+    images, annotations = (root / path for path in LAYOUTS["hico"]["train"])
+    drawn = read_json(annotations)
+    entries = []
+    for number in range(count):
+        entry, (width, height) = drawn[number % len(drawn)], SIZES[number % len(SIZES)]
+        name = f"repeated_{number:08}.jpg"
+        with Image.open(images / entry["file_name"]) as image:
+            factors = 2 * (width / image.width, height / image.height)
+            image.convert("RGB").resize((width, height)).save(images / name)
+        rows = [
+            {**row, "bbox": [a * b for a, b in zip(row["bbox"], factors, strict=True)]}
+            for row in entry["annotations"]
+        ]
+        size = {"width": width, "height": height}
+        entries.append({**entry, **size, "file_name": name, "annotations": rows})
+    write_json(annotations, entries)
 
 
 def enlarge(root: Path, name: str, side: int, save: Callable[[Image.Image, Path], None]) -> None:

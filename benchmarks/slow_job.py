@@ -58,7 +58,7 @@ def make_slowly(task: ShardTask, on_progress: Callable[[int], None]) -> ShardRec
     start = time.time()
     time.sleep(options["seconds"] * (SLOW_FACTOR if is_slow else 1))
     record = make_shard(task, on_progress)
-    call = {"pid": os.getpid(), "slow": is_slow, "start": start, "end": time.time()}
+    call = {"pid": os.getpid(), "start": start, "end": time.time()}
     (calls / f"{task.path.stem}-{os.getpid()}.json").write_text(json.dumps(call))
     return record
 
@@ -98,10 +98,17 @@ def best_time(shards: int, seconds: Sequence[float]) -> float:
 
 def summarise(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Times and numbers of shards, from the records of the processes."""
-    calls = [json.loads(path.read_text()) for path in (folder / "calls").glob("*.json")]
-    pids = sorted({call["pid"] for call in calls}, key=lambda pid: (not _is_slow(calls, pid), pid))
+    folder_of_calls = folder / "calls"
+    calls = [json.loads(path.read_text()) for path in folder_of_calls.glob("*.json")]
+    slow = int(Path(os.readlink(folder_of_calls / "slow")).stem)
+    others = {int(path.stem) for path in folder_of_calls.glob("*.process")} - {slow}
+    pids = [slow, *sorted(others)]
+    # A worker whose shard another one has made in the meantime is stopped before its first shard.
     seconds = [
-        statistics.mean(call["end"] - call["start"] for call in calls if call["pid"] == pid)
+        statistics.mean(
+            [call["end"] - call["start"] for call in calls if call["pid"] == pid]
+            or [options.seconds * (SLOW_FACTOR if pid == slow else 1)]
+        )
         for pid in pids
     ]
     begin = min(call["start"] for call in calls)
@@ -115,10 +122,6 @@ def summarise(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "shards_by_process": [sum(call["pid"] == pid for call in calls) for pid in pids],
         "made_twice": len(calls) - options.shards,
     }
-
-
-def _is_slow(calls: Sequence[dict[str, Any]], pid: int) -> bool:
-    return any(call["slow"] for call in calls if call["pid"] == pid)
 
 
 def main() -> None:

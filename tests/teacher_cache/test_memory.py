@@ -4,11 +4,14 @@ import gc
 import sys
 import weakref
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks import build_memory
 from pipeline.images import read_image
 from pipeline.toy.generate import write_toy
+from pipeline.utils.files import read_json
 from teacher_cache.build import build_cache
 from teacher_cache.extraction import decoding
 from teacher_cache.teachers.text_image import MAX_BATCHES_CROPPING
@@ -44,6 +47,22 @@ def test_images_held_at_once_do_not_grow_with_their_number(
     assert max(held) <= batches * config.extraction.images_per_batch
     gc.collect()
     assert not alive
+
+
+def test_many_images_of_the_benchmark(tmp_path):
+    write_toy(tmp_path, train=2, test=1, seed=0, workers=1)
+    images, annotations = (tmp_path / path for path in build_memory.LAYOUTS["hico"]["train"])
+    drawn = read_json(annotations)
+    build_memory.repeat_images(tmp_path, 5)
+    repeated = read_json(annotations)
+    for number, entry in enumerate(repeated):
+        size = build_memory.SIZES[number]
+        with Image.open(images / entry["file_name"]) as image:
+            assert image.size == (entry["width"], entry["height"]) == size
+        factors = np.array(2 * size) / 128
+        for row, source in zip(entry["annotations"], drawn[number % 2]["annotations"], strict=True):
+            np.testing.assert_allclose(row["bbox"], factors * source["bbox"])
+    assert len(repeated) == 5
 
 
 @pytest.mark.slow
