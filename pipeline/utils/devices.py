@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -14,6 +15,9 @@ from pipeline.utils.errors import InputError
 from pipeline.utils.logging import get_logger
 
 logger = get_logger(__name__)
+
+# Parameter of glibc's `mallopt`: the largest number of heaps.
+M_ARENA_MAX = -8
 
 
 def resolve_device(name: str) -> torch.device:
@@ -69,7 +73,21 @@ def configure_device(
         allow_tf32 = precision != "float32"
         torch.backends.cuda.matmul.allow_tf32 = allow_tf32 and not exact_matmul
         torch.backends.cudnn.allow_tf32 = allow_tf32
+    else:
+        _use_one_heap()
     return device
+
+
+def _use_one_heap() -> None:
+    """Makes threads that start from now on allocate from the main thread's heap, with glibc.
+
+    Heaps of other threads return large blocks to the system at once, so that every layer's
+    activations are new pages, which the kernel clears first: 6 % of encoding on a CPU.
+    """
+    if "MALLOC_ARENA_MAX" not in os.environ:
+        # Other C libraries have no such function.
+        with suppress(OSError, AttributeError, TypeError):
+            ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def copy_to_device(tensor: Tensor, device: torch.device) -> Tensor:

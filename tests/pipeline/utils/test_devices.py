@@ -1,4 +1,7 @@
 import os
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -170,3 +173,33 @@ def test_affinity_limits_cores(machine, monkeypatch, tmp_path):
 def test_control_group_quotas_limit_cores(machine, groups, files, expected):
     machine(16, groups, **files)
     assert num_usable_cores() == expected
+
+
+ALLOCATE = """
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+import torch
+from pipeline.utils.devices import configure_device
+
+configure_device(torch.device("cpu"), "float32")
+with ThreadPoolExecutor(1) as pool:
+    tensor = pool.submit(torch.ones, 1000).result()
+(heap,) = [line for line in Path("/proc/self/maps").read_text().splitlines() if "[heap]" in line]
+start, end = (int(word, 16) for word in heap.split()[0].split("-"))
+print(start <= tensor.data_ptr() < end)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have other heaps")
+def test_threads_use_the_heap_of_the_main_thread():
+    """Other heaps return the memory of large activations and have to ask for it again."""
+    environment = {name: value for name, value in os.environ.items() if "MALLOC" not in name}
+    for user, expected in (({}, "True"), ({"MALLOC_ARENA_MAX": "2"}, "False")):
+        done = subprocess.run(
+            [sys.executable, "-c", ALLOCATE],
+            env={**environment, **user},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == expected, user
