@@ -5,6 +5,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import PIL
@@ -280,7 +281,8 @@ def test_damaged_images_are_read_or_refused(rgb_image, tmp_path, name):
 def pauses(monkeypatch):
     """The pauses between tries, which do not take place."""
     pauses = []
-    monkeypatch.setattr("pipeline.images.time.sleep", pauses.append)
+    # Not of `time` itself, whose function other threads call too.
+    monkeypatch.setattr("pipeline.images.time", SimpleNamespace(sleep=pauses.append))
     return pauses
 
 

@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image, ImageFile
@@ -23,7 +24,8 @@ from teacher_cache.reader.format import SHARDS
 def pauses(monkeypatch):
     """The pauses between tries, which do not take place."""
     pauses = []
-    monkeypatch.setattr("pipeline.images.time.sleep", pauses.append)
+    # Not of `time` itself, whose function other threads call too.
+    monkeypatch.setattr("pipeline.images.time", SimpleNamespace(sleep=pauses.append))
     return pauses
 
 

@@ -117,6 +117,8 @@ def run_in_threads(monkeypatch):
     def call(count, function, names):
         monkeypatch.setattr(dask_workers, "run_task", lambda task, make, threads: make(task))
         options = {"processes": False, "dashboard_address": None, "threads_per_worker": 4}
+        # Otherwise each of them would pause when this whole process reaches its share of memory.
+        options["memory_limit"] = 0
         with (
             silence_dask(),
             LocalCluster(n_workers=count, **options) as cluster,

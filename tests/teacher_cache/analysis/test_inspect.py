@@ -239,7 +239,7 @@ def test_files_are_kept_without_overwrite(finished, tmp_path, field):
 
 def test_neither_file_is_written_without_the_other(finished, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(InputError, match="found a file"):
         inspect_cache(finished, tmp_path / "i.json", tmp_path / "file/a.png")
     both = tmp_path / "both.png"
     with pytest.raises(InputError, match="--figure: expected another file than --json, found"):

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -60,6 +61,15 @@ def run(monkeypatch, words):
     return start
 
 
+@pytest.fixture
+def jobqueue():
+    """dask-jobqueue, whose import changes what Ctrl-C does."""
+    handler = signal.getsignal(signal.SIGINT)
+    module = pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is not installed")
+    signal.signal(signal.SIGINT, handler)
+    return module
+
+
 @pytest.mark.slow
 def test_a_program_with_workers_of_this_machine(run, words, reference_cache, contents):
     sizes = []
@@ -84,10 +94,9 @@ def test_a_program_with_workers_of_this_machine(run, words, reference_cache, con
 
 @pytest.mark.slow
 def test_a_program_with_jobs_of_slurm_one_of_which_is_cancelled(
-    slurm, run, words, reference_cache, contents, tmp_path
+    slurm, run, jobqueue, words, reference_cache, contents, tmp_path
 ):
     """dask-jobqueue replaces it; SLURM stands for PBS, which its programs do not differ from."""
-    jobqueue = pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is not installed")
     out, cancelled = Path(words[4]), []
 
     class Cluster(jobqueue.SLURMCluster):
@@ -115,9 +124,8 @@ def test_a_program_with_jobs_of_slurm_one_of_which_is_cancelled(
     assert contents(out) == contents(reference_cache)
 
 
-def test_the_jobs_of_pbs_lsf_and_sge(run):
+def test_the_jobs_of_pbs_lsf_and_sge(run, jobqueue):
     """As dask-jobqueue would submit them."""
-    jobqueue = pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is not installed")
     scripts = {}
 
     def describe(name):

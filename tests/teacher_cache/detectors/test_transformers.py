@@ -301,7 +301,7 @@ def test_a_folder_has_no_revisions(folder, vocabulary):
         (
             "owner/absent",
             {"settings": (("size", "3"),)},
-            r"--detector-set: .*\(revision\), .*'size'",
+            r"--detector-set: .*\(revision\), found size",
         ),
     ],
 )

@@ -316,7 +316,7 @@ def drop_template(folder):
         (None, {"temperature": "inf"}, "temperature: expected a number above 0, found inf"),
         (None, {"size": 8}, "size: expected a whole number from 32 to 4096, found 8"),
         (None, {"revision": "v2"}, "model: expected no revision of the folder .*, found v2"),
-        (None, {"height": 8}, r"\(model, score, image, .*'height'"),
+        (None, {"height": 8}, r"\(model, score, image, .*, found height"),
     ],
 )
 def test_wrong_models_and_settings(folder, edit, settings, text):
