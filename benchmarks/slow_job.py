@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,9 @@ def make_slowly(task: ShardTask, on_progress: Callable[[int], None]) -> ShardRec
 def run_builds(folder: Path, options: argparse.Namespace) -> None:
     """Builds the cache, by jobs in processes of their own or by a command with workers."""
     if options.mode == "workers":
-        build_slowly(folder, mode=LocalWorkers(options.jobs))
+        # The standard output is for the JSON only.
+        with redirect_stdout(sys.stderr):
+            build_slowly(folder, mode=LocalWorkers(options.jobs))
         return
     command = [sys.executable, "-m", "benchmarks.slow_job"]
     command += ["--own-shards"] * options.own_shards
