@@ -7,7 +7,9 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path, PurePath
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -146,6 +148,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a GPU lacks memory."""
     # cuBLAS and cuDNN report it by their own status names.
     return isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error)
+
+
+def to_numpy(values: Any) -> np.ndarray:
+    """An array on the host of a tensor of any device or of what numpy converts.
+
+    Raises:
+        ValueError: numpy cannot convert it.
+    """
+    if isinstance(values, Tensor):
+        # numpy has no bfloat16.
+        values = values.detach().cpu()
+        values = (values.float() if values.is_floating_point() else values).numpy()
+    return np.asarray(values)
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pipeline.boxes import clip_boxes
 from pipeline.images import to_array
+from pipeline.utils.devices import to_numpy
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.logging import get_logger
 from pipeline.utils.plugins import (
@@ -220,7 +221,7 @@ class ObjectDetector:
         try:
             # The dictionaries of torchvision's detectors have as many entries.
             values = () if isinstance(detections, Mapping) else detections
-            boxes, classes, scores = map(_to_numpy, values)
+            boxes, classes, scores = map(to_numpy, values)
         except (TypeError, ValueError):
             found = type(detections).__name__
             raise self._wrong_output("(boxes, classes, scores)", found) from None
@@ -269,14 +270,6 @@ class ObjectDetector:
 
     def _wrong_output(self, expected: str, found: str) -> InputError:
         return bad_field(describe_plugin(self._detector), "detect", expected, found)
-
-
-def _to_numpy(values: Any) -> np.ndarray:
-    if isinstance(values, Tensor):
-        # numpy has no bfloat16.
-        values = values.detach().cpu()
-        return (values.float() if values.is_floating_point() else values).numpy()
-    return np.asarray(values)
 
 
 def _reduction_factor(image: Image.Image) -> int:

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.types import Pairs
+from pipeline.utils.devices import to_numpy
 from pipeline.utils.errors import bad_field
 from pipeline.utils.plugins import (
     Plugin,
@@ -248,12 +249,8 @@ def to_array(
         InputError: it is something else; names `where` it was returned.
     """
     source, expected = describe_plugin(teacher), f"{what} of shape ({shape[0]}, {shape[1] or 'D'})"
-    if isinstance(values, Tensor):
-        # numpy has no bfloat16.
-        values = values.detach().cpu()
-        values = (values.float() if values.is_floating_point() else values).numpy()
     try:
-        array = np.asarray(values)
+        array = to_numpy(values)
     except ValueError:
         raise bad_field(source, where, expected, type(values).__name__) from None
     # Others would be converted too: texts are read, imaginary parts dropped.
