@@ -1,21 +1,24 @@
 """Training of a student with a text verb head."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from training import make_targets
+from training import assert_equal_weights, interrupted, make_targets
 
 from pipeline.splits import load_split
 from student.config import LossConfig, MatcherConfig, TargetConfig
 from student.data.dataset import collate
 from student.data.targets import Targets, build_targets
 from student.data.text_embeddings import init_text_heads
+from student.engine.run import run_student
 from student.engine.run_inputs import build_inputs
 from student.engine.train_step import TrainStep
 from student.losses.criterion import Criterion
 from student.losses.matcher import TwoStageMatcher
 from student.utils.distributed import SINGLE_PROCESS, Execution
-from student.weights.checkpoint_file import Checkpoint, save_checkpoint
+from student.weights.checkpoint_file import Checkpoint, load_checkpoint, save_checkpoint
 from student.weights.pretrained import load_pretrained
 from teacher_cache.reader.cache import open_cache
 
@@ -178,3 +181,15 @@ def test_pretrained_weights_for_a_text_head(build, make_inputs, tmp_path, head, 
     assert (f"{name}.margin" in unused) == (not taken)
     if not taken:
         assert report.unused[f"{name}.margin"] == "trained with another CLIP's text embeddings"
+
+
+def test_a_stopped_training_is_resumed(configure_run, text_cache, tmp_path):
+    heads = {"verb_head": "text", "object_head": "text"}
+    whole = configure_run(tmp_path / "whole", cache=text_cache, **heads)
+    stopped = replace(whole, out=tmp_path / "stopped", checkpoint_minutes=0)
+    run_student(whole)
+    with interrupted(2):
+        run_student(stopped)
+    assert load_checkpoint(stopped.out / "checkpoint.pt").state["step"] == 1
+    run_student(stopped)
+    assert_equal_weights(stopped.out, whole.out)

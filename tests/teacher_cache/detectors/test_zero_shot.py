@@ -455,6 +455,15 @@ def test_a_build_is_resumed_and_repaired(
     assert contents(out) == before
 
 
+@pytest.mark.slow
+def test_two_workers(shared_dataset, folders, tmp_path, contents):
+    detector = ("--detector", f"hf-zero-shot:{folders['owlv2']}")
+    for out, workers in {"one": 0, "two": 2}.items():
+        done = build(shared_dataset, tmp_path / out, *detector, "--workers", workers)
+        assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
 UNIFORM = """
 import numpy as np
 from teacher_cache.teachers.base import Teacher
