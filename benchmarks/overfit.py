@@ -3,9 +3,9 @@
 A detector that cannot learn twenty photographs by heart has a fault in its matching, its losses or
 its initialisation. The photographs are small, dropout is 0 and the augmentation is flips and
 colours; everything else but the learning rates is the published recipe, with random weights. An
-interrupted call continues when it is repeated, and so does a finished one with more `--steps`: its
-learning rates are those of the new number of steps. Writes a JSON file with loss and mAP over the
-steps, and draws them beside it.
+interrupted call continues when it is repeated, and so does one with another number of `--steps` or
+another `--learning-rate`, with the learning rates of the new call. Writes a JSON file with loss and
+mAP over the steps, and draws them beside it.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ class Overfit:
         )
         plan = self.inputs.plan(None, None, None)
         plan |= {name: getattr(config, name) for name in ("side", "photographs")}
-        # These three follow from the number of steps, which may grow.
-        for name in ("epochs", "drop_epoch"):
+        # A training may be continued with more steps, on which these depend, and with another rate.
+        for name in ("epochs", "drop_epoch", "learning_rate"):
             del plan["recipe"]["train"][name]
         self.state = RunState(
             self.train_step, images.vocabulary, self.inputs.split, config.out, plan
@@ -112,7 +112,11 @@ class Overfit:
                     f"{config.out}: expected a training with the same settings, found another"
                     f" {', '.join(changed)}; remove the folder or choose another one"
                 )
+            schedule = self.train_step.scheduler
+            rates = schedule.base_lrs
             self.state.resume(checkpoint, file)
+            # The state has those of the earlier call.
+            schedule.base_lrs = rates
             points = read_json(config.out / CURVE)
             self.curve = [point for point in points if point["step"] <= self.state.step]
 

@@ -304,10 +304,12 @@ def test_four_photographs_are_learned_by_heart(monkeypatch, tmp_path):
         assert curve[-1]["map"] >= 0.95 and curve[-1]["total"] < curve[0]["total"] / 4
     with Image.open(file.with_suffix(".png")) as figure:
         assert figure.width > figure.height > 400
-    monkeypatch.setattr(sys, "argv", [*sys.argv, "--steps", "760"])
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--steps", "760", "--learning-rate", "2e-5"])
     overfit.main()
     continued = json.loads(file.read_text())["curve"]
     assert continued[:3] == curve and [point["step"] for point in continued[3:]] == [760]
+    schedule = load_checkpoint(tmp_path / "four" / CHECKPOINT).state["scheduler"]
+    assert schedule["_last_lr"] == pytest.approx([2e-6, 0])
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--side", "96"])
     with pytest.raises(InputError, match="another side"):
         overfit.main()
