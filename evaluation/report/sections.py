@@ -261,16 +261,15 @@ def _build_precision_recall_section(comparison: Comparison, inputs: ReportInputs
     average_precision = [lead.result.per_class.get(name) for name in names]
     panels = {}
     for index, rank in select_interactions(average_precision, counts, comparison.unseen):
-        if count := int(counts[index]):
-            star = "★ " if index in comparison.unseen else ""
-            panels[f"{star}{names[index]}\n{rank}, {count} labelled"] = [
-                Curve(
-                    predictions.entry,
-                    *precision_recall_curve(predictions.matched, index, count),
-                    predictions.result.per_class.get(names[index]),
-                )
-                for predictions in inputs.predictions
-            ]
+        count, star = int(counts[index]), "★ " if index in comparison.unseen else ""
+        panels[f"{star}{names[index]}\n{rank}, {count} labelled"] = [
+            Curve(
+                predictions.entry,
+                *precision_recall_curve(predictions.matched, index, count),
+                predictions.result.per_class.get(names[index]),
+            )
+            for predictions in inputs.predictions
+        ]
     if not panels:
         return None
     note = (
