@@ -8,6 +8,7 @@ from evaluation.ground_truth import find_ground_truth
 from evaluation.predictions import find_predictions_file, predictions_name, read_predictions
 from evaluation.results import Results, write_results
 from evaluation.score_hico import ScoringConfig, score_to_fields
+from evaluation.swig.average_precision import describe_unlabelled
 from evaluation.swig.predictions import is_published_form, read_published, write_published
 from evaluation.tables import format_tables
 from pipeline.annotations.load import load_annotations
@@ -60,8 +61,7 @@ def score_swig_file(
         expected = "SWIG-HOI's annotations, like swig_test_1000.json"
         raise bad_field(files.annotations, "file", expected, "annotations of another form")
     path = find_predictions_file(predictions)
-    published = is_published_form(path)
-    if published:
+    if is_published_form(path):
         detections = read_published(path, images, files.vocabulary)
     else:
         sizes = {image.name: image.size for image in images}
@@ -78,8 +78,7 @@ def score_swig_file(
         num_images=len(ground_truth.annotations),
         dataset_path=files.folder,
         annotations=files.annotations,
-        # The report reads the detections of single images in the HOIA form only.
-        predictions=None if published else path,
+        predictions=path,
         **score_to_fields(
             ground_truth.annotations,
             detections,
@@ -100,6 +99,8 @@ def score_swig_file(
         )
     if missing := len(images) - len(detections) + num_unknown:
         logger.warning(f"{missing} of {len(images)} images have no predictions")
+    if unlabelled := describe_unlabelled(images, files.vocabulary):
+        logger.warning(unlabelled)
     return format_tables([results], details)
 
 

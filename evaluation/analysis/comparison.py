@@ -139,6 +139,12 @@ class Comparison:
         }
         return tuple(verb for verb in range(self.vocabulary.num_verbs) if verb not in seen)
 
+    @cached_property
+    def unseen_in_seen_verbs(self) -> tuple[int, ...]:
+        """Unseen interactions of verbs that have seen interactions too."""
+        verbs, interactions = set(self.unseen_verbs), self.vocabulary.interactions
+        return tuple(index for index in self.unseen if interactions[index][0] not in verbs)
+
     @property
     def with_interaction_ap(self) -> Comparison:
         """The comparison with only the entries that have AP of single interactions."""

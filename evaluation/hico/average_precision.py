@@ -196,14 +196,18 @@ def select_interactions(
     If nothing is unseen, six interactions are spread evenly from the best to the worst.
 
     Args:
-        average_precision: of every interaction, None without ground truth.
-        num_positives: (H,) annotated triplets; interactions with fewer than `MIN_POSITIVES` are
-            chosen only if there are not enough others.
+        average_precision: of every interaction, None where it is not scored.
+        num_positives: (H,) annotated triplets; interactions without any are not chosen, those with
+            fewer than `MIN_POSITIVES` only if there are not enough others.
 
     Returns:
         HOI index and rank, such as "best unseen", of each chosen interaction.
     """
-    counted = [index for index, value in enumerate(average_precision) if value is not None]
+    counted = [
+        index
+        for index, value in enumerate(average_precision)
+        if value is not None and num_positives[index]
+    ]
     unseen = set(unseen)
     groups = {
         "unseen": [index for index in counted if index in unseen],

@@ -14,7 +14,8 @@ from evaluation.hico.matching import MatchedDetections, count_interactions, matc
 from evaluation.hico.nms import NmsConfig, pairwise_nms
 from evaluation.predictions import read_predictions
 from evaluation.results import Results
-from evaluation.swig.average_precision import match_swig
+from evaluation.swig.average_precision import describe_unlabelled, match_swig
+from evaluation.swig.predictions import is_published_form, read_published
 from pipeline.annotations.load import AnnotationFile, load_annotations
 from pipeline.datasets.dataset import Dataset, open_dataset
 from pipeline.types import Annotation, Detections
@@ -136,6 +137,10 @@ def load_report_inputs(comparison: Comparison, dataset: Dataset | None) -> Repor
         if (found := len(inputs.image_files)) < expected:
             count = f"{found or 'None'} of the {expected:,} test images are in"
             inputs.notes.append(f"{count} {images.resolve()}.")
+    if comparison.first.setting == "swig" and (
+        unlabelled := describe_unlabelled(ground_truth.swig_images, comparison.vocabulary)
+    ):
+        inputs.notes.append(f"{unlabelled}.")
     missing = []
     for entry in comparison.entries:
         # Results of other images than the first one's are only in the tables.
@@ -182,7 +187,10 @@ def _load_predictions(
         matched = result.matches.matched_detections(result.setting)
         return EntryPredictions(entry, result, result.matches.detections, matched)
     assert result.predictions is not None, "`_has_predictions` selects results with predictions"
-    detections = read_predictions(result.predictions, vocabulary)
+    if result.setting == "swig" and is_published_form(result.predictions):
+        detections = read_published(result.predictions, ground_truth.swig_images, vocabulary)
+    else:
+        detections = read_predictions(result.predictions, vocabulary)
     detections = keep_annotated_images(result.predictions, detections, ground_truth)
     if dataset is not None:
         detections = dataset.detections_to_upright("test", detections)

@@ -211,8 +211,8 @@ def build_headline(comparison: Comparison) -> tuple[str, str]:
 def _describe_unseen(comparison: Comparison) -> str:
     vocabulary = comparison.vocabulary
     verbs = [vocabulary.verbs[verb].replace("_", " ") for verb in comparison.unseen_verbs]
-    if not verbs:
-        return f"{len(comparison.unseen)} unseen interactions"
+    if comparison.unseen_in_seen_verbs:
+        return f"{len(comparison.unseen):,} unseen interactions"
     if len(verbs) > MAX_UNSEEN_VERBS_IN_HEADLINE:
         return f"{len(verbs)} unseen actions"
     return join_names(verbs)

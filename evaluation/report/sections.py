@@ -45,6 +45,8 @@ from evaluation.tables import format_percent
 from evaluation.vcoco.average_precision import SCENARIO_KEYS
 
 MAX_ACTION_ROWS = 40
+# HICO-DET's splits have at most 255: a row for each verb and for each unseen interaction.
+MAX_TEACHER_ROWS = 260
 MAX_CONFUSIONS = 12
 
 
@@ -145,6 +147,11 @@ def _build_action_sections(comparison: Comparison) -> list[Section]:
             "In this split single interactions are unseen; each has bars of its own, and a seen"
             " action is the mean over its seen objects."
         )
+    elif count := len(comparison.unseen_in_seen_verbs):
+        note += (
+            "Mean AP over the objects of each action; of a seen action, over its seen objects"
+            f" ({count:,} unseen interactions of seen actions are only in the table above)."
+        )
     else:
         note += "Mean AP over the objects of each action."
     chart = action_bars(actions, comparison.entries)
@@ -156,10 +163,19 @@ def _build_action_sections(comparison: Comparison) -> list[Section]:
     all_rows, _ = build_action_rows(comparison, comparison.vocabulary.num_interactions)
     rows = [replace(row, values=(row.values[0], row.values[place])) for row in all_rows]
     if rows := [row for row in rows if None not in row.values]:
-        chart = teacher_student_chart(rows, student, teacher)
         note = "AP of the student and of its teacher for each action, joined by a line."
+        if len(rows) > MAX_TEACHER_ROWS:
+            note += f" Of {len(rows)} actions, the {MAX_ACTION_ROWS} with the largest differences."
+            rows = sort_rows(sorted(rows, key=_difference, reverse=True)[:MAX_ACTION_ROWS])
+        chart = teacher_student_chart(rows, student, teacher)
         sections.append(Section("teacher", "Teacher and student", note, [chart]))
     return sections
+
+
+def _difference(row: ClassRow) -> float:
+    """The distance of the two values of a row, which are not None."""
+    first, second = row.values
+    return abs((first or 0.0) - (second or 0.0))
 
 
 def _build_training_section(comparison: Comparison) -> Section | None:
@@ -245,16 +261,15 @@ def _build_precision_recall_section(comparison: Comparison, inputs: ReportInputs
     average_precision = [lead.result.per_class.get(name) for name in names]
     panels = {}
     for index, rank in select_interactions(average_precision, counts, comparison.unseen):
-        if count := int(counts[index]):
-            star = "★ " if index in comparison.unseen else ""
-            panels[f"{star}{names[index]}\n{rank}, {count} labelled"] = [
-                Curve(
-                    predictions.entry,
-                    *precision_recall_curve(predictions.matched, index, count),
-                    predictions.result.per_class.get(names[index]),
-                )
-                for predictions in inputs.predictions
-            ]
+        count, star = int(counts[index]), "★ " if index in comparison.unseen else ""
+        panels[f"{star}{names[index]}\n{rank}, {count} labelled"] = [
+            Curve(
+                predictions.entry,
+                *precision_recall_curve(predictions.matched, index, count),
+                predictions.result.per_class.get(names[index]),
+            )
+            for predictions in inputs.predictions
+        ]
     if not panels:
         return None
     note = (

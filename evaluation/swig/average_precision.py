@@ -24,6 +24,7 @@ from evaluation.hico.matching import (
 from pipeline.annotations.swig import SwigImage
 from pipeline.boxes import box_area
 from pipeline.types import Detections
+from pipeline.utils.text import count_noun
 from pipeline.vocabulary import Vocabulary
 
 MAX_DETECTIONS = 19999
@@ -83,6 +84,21 @@ def compute_swig_scores(matches: Matches, vocabulary: Vocabulary) -> HicoScores:
         scores,
         average_precision=np.where(evaluated, np.nan_to_num(scores.average_precision), np.nan),
         max_recall=np.where(evaluated, scores.max_recall, np.nan),
+    )
+
+
+def describe_unlabelled(images: Sequence[SwigImage], vocabulary: Vocabulary) -> str:
+    """A sentence on the evaluated interactions without labels in the images; "" if none."""
+    unlabelled = _evaluated_mask(vocabulary)
+    for image in images:
+        unlabelled[image.interactions] = False
+    if not (count := int(unlabelled.sum())):
+        return ""
+    nouns = count_noun(count, "scored interactions")
+    have, their = ("has", "its") if count == 1 else ("have", "their")
+    return (
+        f"{nouns} {have} no labels in these images: {their} AP is 0 and counts in the means, by"
+        " SWIG-HOI's protocol"
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evaluation.tables import METRIC_TITLES, format_percent
 from pipeline.utils.devices import copy_to_host_async
 from pipeline.utils.files import write_text
 from pipeline.utils.logging import get_logger
@@ -154,7 +155,7 @@ class MetricsLogger:
             return
         line = {"step": step, "epoch": epoch, "metrics": metrics, "best": best}
         append_line(self._run_dir / EVALUATIONS, line)
-        scores = ", ".join(f"{name} {100 * value:.2f}" for name, value in metrics.items())
+        scores = _format_scores(metrics)
         logger.info(f"epoch {epoch}, validation: {scores}{' (best so far)' if best else ''}")
         log_evaluation(self._loggers, step, "val", metrics, drawings)
 
@@ -173,9 +174,17 @@ class MetricsLogger:
         if not self._context.is_main_process:
             return
         append_line(self._run_dir / TESTS, {"step": step, "epoch": epoch, "metrics": metrics})
-        scores = ", ".join(f"{name} {100 * value:.2f}" for name, value in metrics.items())
+        scores = _format_scores(metrics)
         logger.info(f"epoch {epoch}, test: {scores}")
         log_evaluation(self._loggers, step, "test", metrics, drawings)
+
+
+def _format_scores(metrics: dict[str, float]) -> str:
+    """Metrics in percent, by their names in the tables: "seen 50.00, max recall 80.00"."""
+    return ", ".join(
+        f"{METRIC_TITLES.get(name, name).lower()} {format_percent(value, 2)}"
+        for name, value in metrics.items()
+    )
 
 
 def _log_record(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
@@ -253,7 +254,7 @@ def _load_torchvision(config: DetectorConfig) -> nn.Module:
     except (OSError, RuntimeError) as error:
         raise InputError(
             f"--detector-weights: {config.name} {entry} cannot be downloaded"
-            f" ({' '.join(str(error).split())[:160]}); give a file"
+            f" ({textwrap.shorten(str(error), 160, placeholder=' ...')}); give a file"
         ) from None
 
 

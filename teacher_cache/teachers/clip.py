@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -249,7 +250,8 @@ def _load_tokenizer(model: str) -> Callable[[list[str]], Tensor]:
 
 def _error_summary(error: Exception) -> str:
     """One line about an error, without what open_clip and huggingface_hub put before it."""
-    return " ".join(str(error).split()).rpartition("Last error: ")[2][:160]
+    text = str(error).rpartition("Last error: ")[2]
+    return textwrap.shorten(text, 160, placeholder=" ...")
 
 
 def _common_preprocessing(published: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -85,14 +85,41 @@ def test_both_forms_give_the_same_scores(perfect, swig, folder, annotations, tmp
         score_swig_file(official, annotations, json=results)
 
 
-def test_a_report_of_all_interactions(perfect, swig, annotations, tmp_path):
+@pytest.mark.parametrize("form", ["hoia", "official"])
+def test_a_report_of_all_interactions(form, perfect, swig, annotations, tmp_path):
+    """Both forms of predictions have the sections that need single detections."""
     pytest.importorskip("jinja2", reason="the extra report is not installed")
-    results = tmp_path / "results.json"
-    score_swig_file(_write(tmp_path, perfect, swig), annotations, json=results)
+    results, file = tmp_path / "results.json", _write(tmp_path, perfect, swig)
+    if form == "official":
+        score_swig_file(file, annotations, official=tmp_path / "official.json")
+        file = tmp_path / "official.json"
+    score_swig_file(file, annotations, json=results)
     write_report([results], tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert page.count("injecting syringe") and "All 5539 interactions" in page
     assert "SWIG-HOI protocol" in page and "HICO-DET protocol" not in page
+    assert 'id="curves"' in page and 'id="confusion"' in page
+    assert "5536 scored interactions have no labels in these images" in page
+
+
+def test_a_report_beside_a_teacher_names_the_largest_differences(
+    perfect, swig, annotations, tmp_path
+):
+    """Student and teacher of 400 actions are not drawn row by row."""
+    pytest.importorskip("jinja2", reason="the extra report is not installed")
+    files = []
+    for kind, found in (("student", perfect), ("teacher", perfect[:1])):
+        folder = tmp_path / kind
+        folder.mkdir()
+        file = folder / "results.json"
+        score_swig_file(_write(folder, found, swig), annotations, json=file)
+        fields = {"kind": kind, "training_split": "swig", "distillation": kind == "student"}
+        file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+        files.append(file)
+    write_report(files, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "actions, the 40 with the largest differences." in page
+    assert "1,388 unseen interactions of seen actions" in page
 
 
 def test_other_splits_keep_the_groups_by_frequency(perfect, swig, annotations, tmp_path):
@@ -117,7 +144,8 @@ def test_what_does_not_fit_is_reported(perfect, swig, annotations, tmp_path, mes
     rows = table(score_swig_file(official, mine))
     # Two labels of one pair, of which one is found, after a detection on an unknown image.
     assert rows["full"] == f"{(100 * 6 / 11 / 2 + 100) / 5539:.2f}"
-    issues, unknown, missing = messages
+    issues, unknown, missing, unlabelled = messages
+    assert unlabelled.startswith("5536 scored interactions have no labels in these images")
     assert "1 repeated label" in issues and "1 box over the image's edge" in issues
     assert unknown.startswith(f"1 image not named in {mine}")
     assert missing == "2 of 4 images have no predictions"

@@ -47,4 +47,13 @@ def test_rare_interactions_are_selected_last():
     values = [1.0, 0.9, 0.5, 0.3, 0.0]
     counts = np.array([1, 10, 10, 10, 2])
     assert [i for i, _ in select_interactions(values, counts, range(5))] == [1, 2, 3]
-    assert [i for i, _ in select_interactions(values, counts // 10, range(5))] == [0, 2, 4]
+    assert [i for i, _ in select_interactions(values, counts.clip(max=2), range(5))] == [0, 2, 4]
+
+
+def test_interactions_without_labels_are_not_selected():
+    """Their AP is 0 in SWIG-HOI's protocol."""
+    values, counts = [0.0, 0.4, 0.0, 0.0], np.array([0, 2, 0, 1])
+    assert select_interactions(values, counts, (0, 1, 3)) == [
+        (1, "best unseen"),
+        (3, "worst unseen"),
+    ]

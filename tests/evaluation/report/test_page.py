@@ -26,6 +26,19 @@ def test_headline_with_control(toy, distilled, make):
     assert first == f"{result}." and "a run without distillation" in more
 
 
+@pytest.mark.parametrize(("name", "split"), [("swig-hoi", "swig"), ("hico-det", "uo")])
+def test_headline_of_single_unseen_interactions(name, split, distilled):
+    """These splits have a few verbs that are unseen as a whole among their unseen interactions."""
+    vocabulary = load_vocabulary(name)
+    unseen = tuple(vocabulary.splits[split]["unseen"])
+    result = replace(distilled, vocabulary=name, split=split, training_split=split, unseen=unseen)
+    comparison = compare([result], vocabulary)
+    assert comparison.unseen_verbs
+    first, _ = build_headline(comparison)
+    expected = f"{len(unseen):,} unseen interactions"
+    assert first == f"70.1 mAP on {expected} without any label of them."
+
+
 def test_headline_with_everything(toy, distilled, make):
     control = make(0.021, distillation=False)
     all_labels = make(0.81, distillation=False, training_split="full")

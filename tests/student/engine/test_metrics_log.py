@@ -67,9 +67,11 @@ def test_progress_and_validation_are_shown(tmp_path, capsys, messages):
     with MetricsLogger(tmp_path, 0, 9, SINGLE_PROCESS) as log:
         log.log_step(step_metrics())
         log.advance()
-        log.log_validation(3, 2, {"seen": 0.5}, best=True, drawings=tmp_path)
+        metrics = {"seen": 0.5, "mean_max_recall": 0.25}
+        log.log_validation(3, 2, metrics, best=True, drawings=tmp_path)
     out, err = capsys.readouterr()
-    assert out == "" and messages == ["epoch 2, validation: seen 50.00 (best so far)"]
+    assert out == ""
+    assert messages == ["epoch 2, validation: seen 50.00, max recall 25.00 (best so far)"]
     assert "1/9 [" in err and progress_line(read_lines(tmp_path / "metrics.jsonl")[0]) in err
     assert progress_line({**RECORD, "loss": 3, "losses": {"object": 1.0}}) == (
         "loss 3.00, 8.0 images/s, waiting 25%, 1.5 GB, lr 1.0e-04, object 1.00,"
