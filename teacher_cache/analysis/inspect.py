@@ -404,7 +404,7 @@ def format_overview(overview: dict[str, Any]) -> list[str]:
     per_image = overview["pairs_per_image"]
     rows = {
         **{name.replace("_", " "): f"{count:,}" for name, count in overview["counts"].items()},
-        "megabytes": f"{overview['file_bytes'] / 1e6:,.1f}",
+        "megabytes of shards": f"{overview['file_bytes'] / 1e6:,.1f}",
         "bytes per raw byte": f"{overview['file_bytes'] / max(overview['raw_bytes'], 1):.3f}",
         "repeated unions": f"{format_percent(overview['repeated_unions'])} %",
     }
