@@ -57,7 +57,8 @@ class ZeroShotDetector(Detector):
 
     Raises:
         InputError: no such model, folder or file; a model for another task; weights that lack
-            tensors or are not finite; or a name that is too long for the text encoder.
+            tensors or are not finite; or a name that is too long for the text encoder, or that the
+            tokenizer does not know.
     """
 
     def __init__(
@@ -90,7 +91,9 @@ class ZeroShotDetector(Detector):
             raise InputError("--detector-classes: expected names of objects, found none")
         self.classes = list(texts.values())
         loaded.model.to(device)
-        self._model = FAMILIES[loaded.model_type](loaded, [*texts], chunk_size, device)
+        # What is wrong in the files of the tokenizer shows here only.
+        with one_line_errors(self._source):
+            self._model = FAMILIES[loaded.model_type](loaded, [*texts], chunk_size, device)
         self._images = loaded.processor.image_processor
         self._threshold = config.score_threshold
 
@@ -164,7 +167,7 @@ class _Owl:
         length = loaded.model.config.text_config.max_position_embeddings
         tokens = loaded.processor.tokenizer(texts, padding="max_length", max_length=length)
         self.prompts = tokens["input_ids"]
-        _check_lengths(texts, self.prompts, length)
+        _check_tokens(texts, self.prompts, length)
         owl = getattr(loaded.model, loaded.model.base_model_prefix)
         chunks = (
             torch.tensor(tokens[name], device=device).split(chunk_size or NAMES_PER_BATCH)
@@ -206,7 +209,7 @@ class _GroundingDino:
         phrases = tokenizer([f"{text}." for text in texts], add_special_tokens=False)["input_ids"]
         first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
         length = loaded.model.config.max_text_len
-        _check_lengths(texts, phrases, length - 2)
+        _check_tokens(texts, phrases, length - 2, tokenizer.unk_token_id)
         chunks: list[list[list[int]]] = []
         for phrase in phrases:
             used = sum(map(len, chunks[-1])) + 2 if chunks else length
@@ -276,8 +279,18 @@ def _token_weights(phrases: list[list[int]]) -> Tensor:
     return weights
 
 
-def _check_lengths(texts: list[str], prompts: list[list[int]], length: int) -> None:
+def _check_tokens(
+    texts: list[str], prompts: list[list[int]], length: int, unknown: int | None = None
+) -> None:
+    """Checks the tokens of every name; `unknown` is the token of what the tokenizer lacks."""
+    names: dict[tuple[int, ...], str] = {}
     for text, prompt in zip(texts, prompts, strict=True):
+        # transformers reports no file that is missing: every word has the same token then.
+        if names.setdefault(tuple(prompt), text) != text or unknown in prompt:
+            raise InputError(
+                f"--detector: expected a tokenizer that knows the names of all objects, found no"
+                f" tokens of its own for {text}; are its files complete?"
+            )
         if len(prompt) > length:
             raise InputError(
                 f"--detector: expected names of at most {length} tokens, found {len(prompt)} in"

@@ -398,6 +398,24 @@ def test_wrong_folders(folders, vocabulary, tmp_path, edit, text, capfd):
 
 
 @pytest.mark.parametrize(
+    ("edit", "text"),
+    [
+        (lambda file: file.unlink(), "found no tokens of its own for person; are its files"),
+        (lambda file: file.write_text(""), "--detector: expected hf-zero-shot: "),
+        (lambda file: file.write_text("person"), "--detector: expected hf-zero-shot: "),
+        (lambda file: file.write_text("[UNK]\nperson\n."), "no tokens of its own for horse"),
+    ],
+)
+def test_a_tokenizer_without_its_words(folders, vocabulary, tmp_path, edit, text):
+    """transformers takes every word for an unknown one."""
+    folder = shutil.copytree(folders["grounding-dino"], tmp_path / "model")
+    edit(folder / "vocab.txt")
+    with pytest.raises(InputError, match=text) as caught:
+        load(folder, vocabulary)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("options", "text"),
     [
         ({"weights": "a.pth"}, "--detector-weights: expected none with hf-zero-shot:/.* found a.p"),
