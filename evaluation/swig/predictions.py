@@ -37,6 +37,8 @@ PairBoxes = Annotated[
     tuple[C, C, C, C, C, C, C, C],
     Meta(description="[person x1, y1, x2, y2, object x1, y1, x2, y2]"),
 ]
+# The end of a name in JSON: texts are only the image ids.
+NAME = re.compile(rb'"\s*:')
 DECODE_ERRORS = (msgspec.MsgspecError, RecursionError)
 EXPECTED = "image ids with lists of detections, or a pickle of scores, boxes and keys"
 
@@ -111,7 +113,7 @@ def _image_number(path: Path, key: Any) -> int:
     """The number of an image, which is text in JSON."""
     if type(key) is int:
         return key
-    if isinstance(key, str) and re.fullmatch(r"-?\d{1,18}", key):
+    if isinstance(key, str) and re.fullmatch(r"-?[0-9]{1,19}", key):
         return int(key)
     raise bad_field(path, "keys", "ids of images, as in img_id of the annotations", repr(key))
 
@@ -124,7 +126,7 @@ def _iterate_images(path: Path, ids: list[int]) -> Iterator[tuple[int, np.ndarra
     value = _load(path)
     if not isinstance(value, dict):
         raise bad_field(path, "file", EXPECTED, value)
-    if "keys" in value:
+    if "keys" in value and is_pickle(path):
         yield from _regroup(path, convert(value, _Columns, path), ids)
         return
     for key, rows in value.items():
@@ -147,17 +149,23 @@ def _load(path: Path) -> Any:
     if is_pickle(path):
         return read_pickle(path)
     try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, msgspec.Raw])
+        content = path.read_bytes()
+        value = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
+        # Of an image's two lists msgspec would keep the last one.
+        if len(NAME.findall(content)) == len(value):
+            return value
     except (OSError, *DECODE_ERRORS):
-        # Words the error, and reads the byte order mark and the NaN that msgspec refuses.
-        return read_json(path)
+        # `read_json` words the error, and reads the byte order mark and NaN that msgspec refuses.
+        pass
+    return read_json(path, unique_names=True)
 
 
 def _regroup(path: Path, columns: _Columns, ids: list[int]) -> Iterator[tuple[int, np.ndarray]]:
     """The rows of `preds.pkl` by image, in the order of the annotations: the projects predict the
     images in this order, which counts among equal scores."""
     rows: dict[int, list[tuple[float, ...]]] = {}
-    for interaction, keys in columns.keys.items():
+    for interaction in {**columns.keys, **columns.scores, **columns.boxes}:
+        keys = columns.keys.get(interaction, [])
         scores, boxes = columns.scores.get(interaction, []), columns.boxes.get(interaction, [])
         for name, length in (("scores", len(scores)), ("boxes", len(boxes))):
             if length != len(keys):

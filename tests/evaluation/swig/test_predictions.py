@@ -84,6 +84,8 @@ def test_pickles_of_the_public_projects(read):
         ({"9": [ROW, [14130, *ROW[1:]]]}, r"image 9\[1\]: .*swig-hoi, 0 to 14129, found 14130"),
         ({"a.jpg": [ROW]}, "keys: expected ids of images, .*found 'a.jpg'"),
         ({"9": [ROW], "09": [ROW]}, "image 9: expected every image once"),
+        ({"\u0669": [ROW]}, "keys: expected ids of images"),
+        ({"scores": {"0": []}, "boxes": {}, "keys": {}}, "keys: .*found 'scores'"),
         ([], "file: expected image ids with lists of detections"),
         ({"9": [[0, 0.5, 0.1, 0.2, 0.3, 0.9, 0, 0, 0.5, 0.6]] * 9}, "boxes: .*numbers from 0 to 1"),
     ],
@@ -98,6 +100,7 @@ def test_wrong_files_name_file_and_field(read, value, message):
     ("change", "message"),
     [
         ({"scores": {0: []}}, "scores.0: expected 1 entries, as in keys, found 0"),
+        ({"scores": {0: [0.5], 1: [0.5]}}, "scores.1: expected 0 entries, as in keys, found 1"),
         ({"keys": {0: ["a"]}}, r"keys.0\[0\]: expected a whole number, found a"),
         ({"boxes": 5}, "boxes: expected"),
         ({"boxes": ...}, "boxes: .*missing"),
@@ -109,6 +112,14 @@ def test_wrong_pickles(read, change, message):
     columns = {name: column for name, column in columns.items() if column is not ...}
     with pytest.raises(InputError, match=f"preds.pkl: {message}"):
         read(columns, "preds.pkl")
+
+
+@pytest.mark.parametrize("score", ["0.5", "NaN"])
+def test_an_image_with_two_lists(tmp_path, images, swig, score):
+    path = tmp_path / "twice.json"
+    path.write_text(f'{{"9": [], "7": [[0, {score}{", 1" * 8}]], "9" : []}}')
+    with pytest.raises(InputError, match=r"twice\.json: 9: expected one value, found 2 values"):
+        read_published(path, images, swig)
 
 
 def test_truncated_and_missing_files(tmp_path, images, swig):
