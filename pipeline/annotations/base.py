@@ -90,7 +90,7 @@ class ParseContext:
         entry_errors: number of wrong entries by kind, in lenient mode.
         examples: error message of the first issue or wrong entry of each kind.
         unlabelled: names of images without any labelled pair, in formats that list labelled images.
-        names: names of all images that have been read.
+        names: names of all images that have been read, in their shortest form.
         box_formats: statistics of the boxes, by the expected format.
         role_order: number of labels with "right" and with "swapped" subject and object.
     """
@@ -134,10 +134,11 @@ class ParseContext:
         path = PurePosixPath(value)
         if path.is_absolute() or ".." in path.parts:
             raise bad_field(self.file, where, f"{expected} below the images folder", value)
-        if value in self.names:
+        # "./a.jpg" is "a.jpg".
+        if str(path) in self.names:
             error = bad_field(self.file, where, "every image once", f"{value} a second time")
             raise DuplicateImage(str(error))
-        self.names.add(value)
+        self.names.add(str(path))
         return value
 
     def read_label(self, image: str, category: int, where: str) -> int:

@@ -24,7 +24,7 @@ from pipeline.types import Annotation
 from pipeline.utils.errors import bad_field
 from pipeline.utils.schema import Number, Positive
 
-BOXES, LABELS = "box_annotations", "hoi_annotations"
+FIELDS = BOXES, LABELS = "box_annotations", "hoi_annotations"
 
 
 class _Box(Struct):
@@ -69,9 +69,10 @@ class SwigImage:
 
 
 def is_swig(value: Any) -> bool:
-    """Whether the content of a JSON file has the form of SWIG-HOI, by its first entry."""
-    first = value[0] if isinstance(value, list) and value else None
-    return isinstance(first, dict) and not first.keys().isdisjoint({BOXES, LABELS})
+    """Whether the content of a JSON file has the form of SWIG-HOI, by the entry of any image: one
+    without boxes and labels may lack both."""
+    entries = value if isinstance(value, list) else []
+    return any(isinstance(row, dict) and not row.keys().isdisjoint(FIELDS) for row in entries)
 
 
 def parse_swig(

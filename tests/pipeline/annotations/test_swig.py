@@ -53,6 +53,8 @@ def test_images_without_labels_are_only_in_the_ground_truth(read):
     boxes_only = {**ENTRY, "file_name": "c.jpg", "img_id": 9, "hoi_annotations": []}
     bare = {key: EMPTY[key] for key in ("file_name", "width", "height")} | {"img_id": 3}
     bare["file_name"] = "d.jpg"
+    # The first entry may be the bare one.
+    assert read(bare, ENTRY).unlabelled == {"d.jpg"}
     file = read(ENTRY, EMPTY, boxes_only, bare)
     assert [one.image_id for one in file.annotations] == ["injecting_1.jpg"]
     assert file.unlabelled == {"b.jpg", "c.jpg", "d.jpg"}
@@ -64,6 +66,7 @@ def test_images_without_labels_are_only_in_the_ground_truth(read):
     ("path", "value", "message"),
     [
         (["file_name"], "../a.jpg", "entry 0: file_name: .* below the images folder"),
+        (["file_name"], "./b.jpg", "entry 1: file_name: expected every image once, found b.jpg"),
         (["img_id"], "7", "injecting_1.jpg: img_id: expected a whole number, found 7"),
         (["img_id"], 8, "b.jpg: img_id: expected every image once, found 8 a second time"),
         (["width"], ..., "injecting_1.jpg: width: .*the key is missing"),
