@@ -82,4 +82,14 @@ def read_prompts_file(path: Path | str) -> ActionPrompts:
         )
         if prompts.digest() != file.attrs["fingerprint"]:
             raise ValueError("its fingerprint does not match its content")
+        counts = [len(each) for each in (prompts.objects, prompts.prompts, prompts.embeddings)]
+        if (
+            prompts.embeddings.ndim != 2
+            or prompts.actions.shape != (counts[0],)
+            or set(counts) != {counts[0]}
+            or not set(prompts.actions.tolist()) <= set(range(len(prompts.verbs)))
+            or len(prompts.verb_ings) != len(prompts.verbs)
+            or not np.isfinite(prompts.embeddings).all()
+        ):
+            raise ValueError("its arrays do not fit each other, or are not finite")
     return prompts

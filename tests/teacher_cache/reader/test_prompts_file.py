@@ -62,6 +62,25 @@ def test_damaged_files(prompts, tmp_path):
             read_prompts_file(path)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"actions": np.array([0, 0, 2])},
+        {"actions": np.array([0, 0, -1])},
+        {"actions": np.array([0, 0])},
+        {"objects": ("bench", "box")},
+        {"verb_ings": ("jumping over",)},
+        {"embeddings": np.full((3, 4), np.nan, np.float32)},
+        {"embeddings": np.zeros((2, 4), np.float32)},
+        {"embeddings": np.zeros(3, np.float32)},
+    ],
+)
+def test_arrays_that_do_not_fit_each_other(prompts, tmp_path, changes):
+    write_prompts_file(tmp_path / "new.h5", replace(prompts, **changes))
+    with pytest.raises(InputError, match=r"new.h5: .*its arrays do not fit"):
+        read_prompts_file(tmp_path / "new.h5")
+
+
 def test_other_files(prompts, finished, tmp_path):
     with pytest.raises(InputError, match="no such file"):
         read_prompts_file(tmp_path / "none.h5")
