@@ -262,6 +262,24 @@ def normalise_name(name: str) -> str:
     return " ".join(name.replace("_", " ").casefold().split())
 
 
+def find_names(wanted: Sequence[str], names: Sequence[str]) -> list[int]:
+    """The index in `names` of each wanted class name, -1 for those that are not among them.
+
+    Names may differ in case and underscores, but the same name comes first: SWIG-HOI has the
+    objects "Crown" and "crown".
+    """
+    indices = {normalise_name(name): index for index, name in enumerate(names)}
+    indices |= {name: index for index, name in enumerate(names)}
+    return [indices.get(name, indices.get(normalise_name(name), -1)) for name in wanted]
+
+
+def find_verbs(names: Sequence[str], ings: Sequence[str], vocabulary: Vocabulary) -> list[int]:
+    """The verb of a vocabulary with each of the names, or else with each of the "-ing" forms."""
+    by_name = find_names(names, vocabulary.verbs)
+    by_ing = find_names(ings, vocabulary.verb_ings)
+    return [ing if verb < 0 else verb for verb, ing in zip(by_name, by_ing, strict=True)]
+
+
 def object_text(name: str) -> str:
     """An object's name for sentences: spaces for underscores, and no WordNet id at its end."""
     return WORDNET_ID.sub("", name).replace("_", " ")

@@ -32,6 +32,8 @@ from pipeline.vocabulary import (
     BUILTIN_VOCABULARIES,
     NO_INTERACTION,
     Vocabulary,
+    find_names,
+    find_verbs,
     load_vocabulary,
     normalise_name,
     vocabulary_from_dict,
@@ -345,32 +347,32 @@ def _verb_name(label: str) -> str:
 
 def _hoia_entry(image: _Image, vocabulary: Vocabulary, reader: _Reader) -> dict[str, Any]:
     """An image's entry in the HOIA format; names are compared without case and underscores."""
-    objects = {normalise_name(name): i for i, name in enumerate(vocabulary.objects)}
-    verbs = {normalise_name(name): i for i, name in enumerate(vocabulary.verb_ings)}
-    verbs |= {normalise_name(name): i for i, name in enumerate(vocabulary.verbs)}
-    for kind, known, labels in (
+    verb_names = [verb for *_, verb in image.pairs]
+    objects = find_names(image.objects, vocabulary.objects)
+    verbs = find_verbs(verb_names, verb_names, vocabulary)
+    for kind, indices, labels in (
         ("objects", objects, image.objects),
-        ("verbs", verbs, [verb for *_, verb in image.pairs]),
+        ("verbs", verbs, verb_names),
     ):
-        for label in labels:
-            if normalise_name(label) not in known:
-                expected = f"one of the {kind} of vocabulary {vocabulary.name}"
-                raise bad_field(reader.export, f"image {image.name}: label", expected, label)
+        if -1 in indices:
+            expected = f"one of the {kind} of vocabulary {vocabulary.name}"
+            where = f"image {image.name}: label"
+            raise bad_field(reader.export, where, expected, labels[indices.index(-1)])
     size = {} if image.size is None else {"width": image.size[0], "height": image.size[1]}
     return {
         "file_name": image.name,
         **size,
         "annotations": [
-            {"bbox": box, "category_id": vocabulary.category_ids[objects[normalise_name(name)]]}
-            for box, name in zip(image.boxes, image.objects, strict=True)
+            {"bbox": box, "category_id": vocabulary.category_ids[label]}
+            for box, label in zip(image.boxes, objects, strict=True)
         ],
         "hoi_annotation": [
             {
                 "subject_id": person,
                 "object_id": target,
-                "category_id": verbs[normalise_name(verb)] + vocabulary.first_verb_id,
+                "category_id": verb + vocabulary.first_verb_id,
             }
-            for person, target, verb in image.pairs
+            for (person, target, _), verb in zip(image.pairs, verbs, strict=True)
         ],
     }
 

@@ -16,7 +16,13 @@ from pipeline.splits import FULL, Split, load_split
 from pipeline.utils.errors import InputError
 from pipeline.utils.text import count_noun
 from pipeline.utils.weights import read_checkpoint
-from pipeline.vocabulary import BUILTIN_VOCABULARIES, Vocabulary, load_vocabulary, normalise_name
+from pipeline.vocabulary import (
+    BUILTIN_VOCABULARIES,
+    Vocabulary,
+    find_names,
+    find_verbs,
+    load_vocabulary,
+)
 from student.config import Recipe, get_preset
 from student.data.text_embeddings import build_text_embeddings
 from student.models.detector import HOIDetector
@@ -217,21 +223,26 @@ def _extend_vocabulary(
 
     `old_embeddings` are (H, D), of the sentences of its interactions.
     """
-    objects = list(dict.fromkeys([*old.objects, *new.objects]))
+    known = find_names(new.objects, old.objects)
+    names = [
+        name if label < 0 else old.objects[label]
+        for name, label in zip(new.objects, known, strict=True)
+    ]
+    objects = list(dict.fromkeys([*old.objects, *names]))
     # Ids of annotation files, which the added objects have none of.
     first = max(old.category_ids) + 1
     ids = range(first, first + len(objects) - old.num_objects)
-    numbers = _verb_indices(old)
     verbs, ings = list(old.verbs), list(old.verb_ings)
-    for verb, ing in zip(new.verbs, new.verb_ings, strict=True):
-        if numbers.setdefault(normalise_name(verb), len(verbs)) == len(verbs):
-            verbs.append(verb)
-            ings.append(ing)
+    numbers = find_names(new.verbs, old.verbs)
+    for row in [row for row, number in enumerate(numbers) if number < 0]:
+        numbers[row] = len(verbs)
+        verbs.append(new.verbs[row])
+        ings.append(new.verb_ings[row])
     # A dict without values serves as an ordered set.
     pairs, kept = dict.fromkeys(old.interactions), []
     labels = {name: label for label, name in enumerate(objects)}
-    for row, (action, name) in enumerate(zip(new.actions.tolist(), new.objects, strict=True)):
-        pair = numbers[normalise_name(new.verbs[action])], labels[name]
+    for row, (action, name) in enumerate(zip(new.actions.tolist(), names, strict=True)):
+        pair = numbers[action], labels[name]
         # An interaction of the training keeps the sentence that it was trained with.
         if pair not in pairs:
             pairs[pair] = None
@@ -276,19 +287,13 @@ def _class_rows(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(H,) for each interaction of `target`, the indices of its verb and of its object in the
     extended vocabulary."""
-    by_name = _verb_indices(extended)
-    by_ing = {normalise_name(ing): index for index, ing in enumerate(extended.verb_ings)}
-    indices = [
-        by_name.get(normalise_name(verb), by_ing.get(normalise_name(ing)))
-        for verb, ing in zip(target.verbs, target.verb_ings, strict=True)
-    ]
-    labels = {normalise_name(name): label for label, name in enumerate(extended.objects)}
-    places = [labels.get(normalise_name(name)) for name in target.objects]
+    indices = find_verbs(target.verbs, target.verb_ings, extended)
+    places = find_names(target.objects, extended.objects)
     for kind, names, found in (
         ("actions", target.verbs, indices),
         ("objects", target.objects, places),
     ):
-        unknown = [name for name, index in zip(names, found, strict=True) if index is None]
+        unknown = [name for name, index in zip(names, found, strict=True) if index < 0]
         if unknown:
             raise InputError(
                 f"{prompts}: expected sentences for all {kind} of {target.name} that the student"
@@ -297,10 +302,6 @@ def _class_rows(
     rows = [(indices[verb], places[label]) for verb, label in target.interactions]
     verbs, objects = np.array(rows, dtype=np.int64).T
     return verbs, objects
-
-
-def _verb_indices(vocabulary: Vocabulary) -> dict[str, int]:
-    return {normalise_name(verb): index for index, verb in enumerate(vocabulary.verbs)}
 
 
 def load_model(path: Path | str) -> HOIDetector:

@@ -32,7 +32,7 @@ from pipeline.utils.weights import (
     strip_prefixes,
     strip_wrapper_prefixes,
 )
-from pipeline.vocabulary import Vocabulary, load_vocabulary, normalise_name
+from pipeline.vocabulary import Vocabulary, find_names, load_vocabulary
 from student.config import ModelConfig
 from student.models.backbone import identify_resnet
 from student.models.detector import HOIDetector
@@ -419,8 +419,7 @@ def _match_rows(ours: tuple[str, ...], theirs: tuple[str, ...] | None, count: in
     """Row of each of our classes among theirs; without names, equally many are the same ones."""
     if theirs is None or len(theirs) != count:
         return np.arange(len(ours)) if count == len(ours) else np.full(len(ours), -1)
-    row = {normalise_name(name): index for index, name in enumerate(theirs) if name}
-    return np.array([row.get(normalise_name(name), -1) for name in ours])
+    return np.array(find_names(ours, theirs))
 
 
 def _skip_reason(

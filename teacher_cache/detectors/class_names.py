@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.datasets.dataset import Dataset
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import read_text
-from pipeline.vocabulary import Vocabulary, load_vocabulary, normalise_name
+from pipeline.vocabulary import Vocabulary, find_names, load_vocabulary, normalise_name
 
 # In place of a list: the objects that the dataset's annotations name.
 ANNOTATED_OBJECTS = "annotated"
@@ -87,10 +87,7 @@ def labels_from_names(names: Sequence[str], vocabulary: Vocabulary) -> np.ndarra
     Names may differ in case and underscores, but the same name comes first: SWIG-HOI has the
     objects "Crown" and "crown".
     """
-    objects = {normalise_name(name): label for label, name in enumerate(vocabulary.objects)}
-    objects |= {name: label for label, name in enumerate(vocabulary.objects)}
-    labels = [objects.get(name, objects.get(normalise_name(name), -1)) for name in names]
-    return np.array(labels, dtype=np.int64)
+    return np.array(find_names(names, vocabulary.objects), dtype=np.int64)
 
 
 def match_class_names(

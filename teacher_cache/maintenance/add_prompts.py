@@ -16,7 +16,7 @@ from pipeline.utils.errors import InputError
 from pipeline.utils.files import describe_changes, refuse_existing
 from pipeline.utils.logging import get_logger
 from pipeline.utils.text import count_noun
-from pipeline.vocabulary import Vocabulary, load_vocabulary, normalise_name
+from pipeline.vocabulary import Vocabulary, find_names, load_vocabulary, normalise_name
 from teacher_cache.reader.cache import PromptEmbeddings, TeacherCache, open_cache
 from teacher_cache.reader.fingerprint import teacher_parts
 from teacher_cache.reader.prompts_file import ActionPrompts
@@ -79,6 +79,8 @@ def create_prompts_file(
     cached = open_cache(cache)
     known = cached.vocabulary
     new = [interaction for text in added for interaction in parse_action(text, known, new_objects)]
+    verbs, ings, objects = zip(*new, strict=True) if new else ((), (), ())
+    new = [*zip(_unify(verbs, known.verbs), ings, _unify(objects, known.objects), strict=True)]
     if vocabulary is not None:
         new += _missing_interactions(load_vocabulary(vocabulary), known, vocabulary, new_objects)
     if not new:
@@ -146,35 +148,31 @@ def parse_action(text: str, known: Vocabulary, new_objects: bool = False) -> lis
             or no interaction is new.
     """
     parts = ACTION_PATTERN.fullmatch(text)
-    if parts is None or not parts["ing"].strip():
+    if parts is None or not parts["ing"].strip() or not (parts["name"] or "-").strip():
         raise InputError(f"--add: expected [NAME=]PHRASE[:OBJECT,OBJECT...], found {text!r}")
     ing = " ".join(parts["ing"].split())
-    forms = [normalise_name(form) for form in known.verb_ings]
-    if parts["name"] is not None:
-        verb = "_".join(parts["name"].split())
-    elif normalise_name(ing) in forms:
-        verb = known.verbs[forms.index(normalise_name(ing))]
-    else:
-        verb = ing.replace(" ", "_")
+    verb = "_".join((parts["name"] or ing).split())
+    (index,) = [-1] if parts["name"] else find_names([ing], known.verb_ings)
+    if index < 0:
+        (index,) = find_names([verb], known.verbs)
     selected, added = known.valid.any(axis=0), list[str]()
     if parts["objects"] is not None:
-        names = [normalise_name(name) for name in known.objects]
+        names = [name.strip() for name in parts["objects"].split(",")]
         selected = np.zeros(known.num_objects, dtype=bool)
-        for name in parts["objects"].split(","):
-            if normalise_name(name) in names:
-                selected[names.index(normalise_name(name))] = True
-            elif new_objects and name.strip():
+        for name, label in zip(names, find_names(names, known.objects), strict=True):
+            if label >= 0:
+                selected[label] = True
+            elif new_objects and name:
                 added.append("_".join(name.split()))
             else:
-                examples = ", ".join(known.objects[:20]) + (", ..." if len(names) > 20 else "")
+                more = ", ..." if known.num_objects > 20 else ""
                 raise InputError(
-                    f"--add: expected objects of the cache ({examples}) or --new-objects, found"
-                    f" {name.strip()!r}"
+                    f"--add: expected objects of the cache ({', '.join(known.objects[:20])}{more})"
+                    f" or --new-objects, found {name!r}"
                 )
-    if verb in known.verbs:
-        index = known.verbs.index(verb)
-        if forms[index] != normalise_name(ing):
-            form = known.verb_ings[index]
+    if index >= 0:
+        verb, form = known.verbs[index], known.verb_ings[index]
+        if normalise_name(form) != normalise_name(ing):
             raise InputError(f"--add: {verb}: expected the cache's form {form!r}, found {ing!r}")
         selected = selected & ~known.valid[index]
     objects = [*(known.objects[label] for label in np.flatnonzero(selected)), *added]
@@ -183,16 +181,31 @@ def parse_action(text: str, known: Vocabulary, new_objects: bool = False) -> lis
     return [(verb, ing, name) for name in objects]
 
 
+def _unify(names: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Names, of which those that are not known have the spelling of the first of their kind."""
+    first: dict[str, str] = {}
+    return [
+        name if name in known else first.setdefault(normalise_name(name), name) for name in names
+    ]
+
+
 def _missing_interactions(
     wider: Vocabulary, known: Vocabulary, file: str, new_objects: bool
 ) -> list[PromptClass]:
     """Interactions of a wider vocabulary that the cache's lacks, with objects that it has, or with
     all."""
-    existing = {(normalise_name(verb), name) for verb, name in known.interaction_names}
+    verbs, objects = (
+        [name if index < 0 else theirs[index] for name, index in zip(ours, found, strict=True)]
+        for ours, theirs, found in (
+            (wider.verbs, known.verbs, find_names(wider.verbs, known.verbs)),
+            (wider.objects, known.objects, find_names(wider.objects, known.objects)),
+        )
+    )
+    existing = set(known.interaction_names)
     new = [
-        (verb, wider.verb_ings[wider.verbs.index(verb)], name)
-        for verb, name in wider.interaction_names
-        if (normalise_name(verb), name) not in existing
+        (verbs[verb], wider.verb_ings[verb], objects[label])
+        for verb, label in wider.interactions
+        if (verbs[verb], objects[label]) not in existing
     ]
     missing = [name for *_, name in new if name not in known.objects]
     if new_objects:

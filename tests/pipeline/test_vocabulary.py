@@ -5,7 +5,13 @@ import pickle
 import pytest
 
 from pipeline.utils.errors import InputError
-from pipeline.vocabulary import load_vocabulary, object_text, vocabulary_from_dict
+from pipeline.vocabulary import (
+    find_names,
+    find_verbs,
+    load_vocabulary,
+    object_text,
+    vocabulary_from_dict,
+)
 
 MINE = {
     "name": "mine",
@@ -147,3 +153,17 @@ def test_wrong_vocabulary_files_name_the_field(save_json, changed, key, value, m
     path = save_json(changed(MINE, [key], value), "mine.json")
     with pytest.raises(InputError, match=f"mine.json: {message}"):
         load_vocabulary(path)
+
+
+@pytest.mark.parametrize("names", [["Crown", "crown", "hot_dog"], ["crown", "Crown", "hot_dog"]])
+def test_the_same_name_comes_before_another_spelling(names):
+    wanted = ["crown", "Crown", "Hot  dog", "hot_dog", "dog", ""]
+    found = find_names(wanted, names)
+    assert [names[index] for index in found[:4]] == ["crown", "Crown", "hot_dog", "hot_dog"]
+    assert found[4:] == [-1, -1]
+
+
+def test_verbs_are_found_by_name_or_form():
+    toy = load_vocabulary("toy")
+    ride, jump = (toy.verbs.index(name) for name in ("ride", "jump"))
+    assert find_verbs(["Ride", "leap", "x"], ["", "jumping over", "y"], toy) == [ride, jump, -1]

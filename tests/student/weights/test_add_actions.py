@@ -317,6 +317,32 @@ def test_linear_heads_keep_their_classes(
         load_student(run / CHECKPOINT, reversed_verbs, None, known)
 
 
+def test_classes_of_prompts_are_those_of_the_student_in_other_capitals(
+    object_run, write_new_prompts, embedding, vocabulary
+):
+    path = write_new_prompts({"Ride": ("riding", {"Box": embedding, "horse": embedding})})
+    more = load_student(object_run("text") / CHECKPOINT, prompts=path).vocabulary
+    assert (more.objects, more.verbs) == (vocabulary.objects, vocabulary.verbs)
+    assert more.interaction_names[vocabulary.num_interactions :] == [("ride", "box")]
+
+
+def test_objects_that_differ_in_case_only_keep_their_sentences(
+    object_run, write_new_prompts, embedding, vocabulary
+):
+    """SWIG-HOI has the objects "Crown" and "crown"."""
+    things = {"Unicycle": embedding, "unicycle": -embedding}
+    path = write_new_prompts({"ride": ("riding", things)})
+    value = vocabulary.to_dict()
+    count, ride = len(value["objects"]), vocabulary.verbs.index("ride")
+    value["objects"] += [{"name": "Unicycle", "id": 90}, {"name": "unicycle", "id": 91}]
+    value["interactions"] += [[ride, count], [ride, count + 1]]
+    wanted = vocabulary_from_dict({**value, "splits": {}, "rare": []}, "other")
+    head = load_student(object_run() / CHECKPOINT, wanted, None, path).model.object_head
+    rows = [head.labels.tolist().index(label) for label in (count, count + 1)]
+    expected = torch.from_numpy(np.stack([embedding, -embedding]))
+    torch.testing.assert_close(head.texts[rows], expected)
+
+
 def test_objects_of_a_dataset_are_matched_by_name(object_run, unicycle, vocabulary):
     value = vocabulary.to_dict()
     last = len(value["objects"])

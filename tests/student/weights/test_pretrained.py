@@ -247,6 +247,19 @@ def test_a_run_with_another_vocabulary(build, toy, vocabulary, tmp_path):
     assert report.partial["query_source.head.object_logits"].endswith("none for car")
 
 
+def test_rows_of_names_that_differ_in_case_only(build, toy, vocabulary, tmp_path):
+    """SWIG-HOI has the objects "Crown" and "crown"."""
+    objects = (vocabulary.objects[0], "Crown", *vocabulary.objects[2:-1], "crown")
+    verbs = ("Lift", *vocabulary.verbs[1:-1], "lift")
+    own = replace(vocabulary, objects=objects, verbs=verbs)
+    source, model = build(toy, seed=5), build(toy)
+    save_run(tmp_path / "checkpoint.pt", source, own)
+    report = load_pretrained(model, tmp_path / "checkpoint.pt", own)
+    assert not report.partial
+    for name, value in source.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value)
+
+
 # Names that the vocabulary of the photographs shares with those of the toy dataset and HICO-DET.
 PHOTOS = load_vocabulary(Path(__file__).parents[2] / "data/photos/vocabulary.json")
 SHARED = {

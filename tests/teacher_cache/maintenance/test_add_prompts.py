@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from functools import partial
 
 import h5py
@@ -41,6 +42,7 @@ def add(finished, tmp_path):
         ("leap=jumping over:box", "leap", "jumping over", ["box"]),
         ("sitting_on:dog", "sit_on", "sitting_on", ["dog"]),
         ("lean on = pushing:box,Horse", "lean_on", "pushing", ["horse", "box"]),
+        ("KICK=kicking:dog", "kick", "kicking", ["dog"]),
     ],
 )
 def test_parse_action(vocabulary, text, verb, ing, objects):
@@ -61,6 +63,8 @@ def test_parse_action(vocabulary, text, verb, ing, objects):
         ("juggling:", "--add: expected"),
         ("kicking:ball", r"--add: expected.*found 'kicking:ball'"),
         ("kick=booting", r"kick: expected.*found 'booting'"),
+        ("KICK=booting:box", r"kick: expected.*found 'booting'"),
+        (" =kicking:box", "--add: expected"),
     ],
 )
 def test_invalid_actions(vocabulary, text, message):
@@ -123,6 +127,27 @@ def test_new_objects(add, vocabulary, tmp_path, messages):
         parse_action("riding:piano", vocabulary)
     with pytest.raises(InputError, match="--add: expected"):
         parse_action("riding:piano,", vocabulary, new_objects=True)
+
+
+def test_spellings_of_a_new_class_are_one(add, vocabulary, tmp_path):
+    made = add("Hoist=pulling:no ball,No_ball", "hoist=pulling:NO BALL,dog", new_objects=True)
+    assert made.verbs == ("Hoist",) and made.objects == ("no_ball", "dog")
+    value = vocabulary.to_dict()
+    for one in (*value["objects"], *value["verbs"]):
+        one["name"] = one["name"].replace("b", "B")
+    dog, kick = vocabulary.objects.index("dog"), vocabulary.verbs.index("kick")
+    value |= {"interactions": [*value["interactions"], [kick, dog]], "splits": {}, "rare": []}
+    (tmp_path / "capitals.json").write_text(json.dumps(value))
+    made = add(vocabulary=str(tmp_path / "capitals.json"), new_objects=True, overwrite=True)
+    assert (made.verbs, made.objects) == (("kick",), ("dog",))
+
+
+def test_objects_that_differ_in_case_only(vocabulary):
+    """SWIG-HOI has "Crown" and "crown"."""
+    objects = ("Crown", *vocabulary.objects[1:-1], "crown")
+    known = replace(vocabulary, objects=objects)
+    for name in ("Crown", "crown"):
+        assert parse_action(f"juggling: {name}", known) == [("juggling", "juggling", name)]
 
 
 def test_several_templates_are_averaged(add, dataset, build):
