@@ -163,7 +163,7 @@ def _new_figure(file: Path, title: str, height: float) -> Iterator[Figure]:
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({"font.size": 8.5}):
+    with matplotlib.rc_context({"font.size": 8.5, "text.parse_math": False}):
         figure = Figure((WIDTH, height), layout="constrained")
         figure.suptitle(title, x=0.01, ha="left", fontsize=11)
         yield figure

@@ -117,7 +117,11 @@ def show_image(
     title = f"{image_id}: {count_noun(len(outputs.pairs), 'pairs')}"
     if num_hidden:
         title += f", {num_hidden} not drawn"
-    figure = draw_pairs(read_image(data.part(part).images / image_id), title, views)
+    import matplotlib
+
+    # Names with two dollar signs are no formulas.
+    with matplotlib.rc_context({"text.parse_math": False}):
+        figure = draw_pairs(read_image(data.part(part).images / image_id), title, views)
     with atomic_write(out) as temporary:
         figure.savefig(temporary, format=out.suffix.lower().removeprefix("."))
     print(title)

@@ -54,6 +54,8 @@ STYLE: Any = {
     # The same file twice for the same chart.
     "svg.hashsalt": "eoid",
     "text.color": LIGHT["text"],
+    # Names with two dollar signs are no formulas.
+    "text.parse_math": False,
     **{f"{axis}tick.color": LIGHT["grid"] for axis in "xy"},
     **{f"{axis}tick.labelcolor": LIGHT["muted"] for axis in "xy"},
     **{f"{axis}tick.labelsize": 8 for axis in "xy"},

@@ -132,6 +132,8 @@ def ap_by_frequency(rows: Sequence[ClassRow], entries: Sequence[ComparisonEntry]
     Args:
         rows: at least one, with `num_training` known.
     """
+    from matplotlib.ticker import LogFormatter
+
     groups = group_rows(rows)
     counts = [row.num_training or 0 for row in rows]
 
@@ -150,6 +152,8 @@ def ap_by_frequency(rows: Sequence[ClassRow], entries: Sequence[ComparisonEntry]
             axis.set_xscale("symlog", linthresh=1, linscale=0.3)
             axis.set_xlim(-0.3, 1.6 * max(*counts, 1))
         axis.xaxis.set_major_formatter("{x:,.0f}")
+        # The default writes formulas. These are shown where the axis is shorter than a decade.
+        axis.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
         axis.set(ylim=(-4, 104), xlabel="training instances", ylabel="AP", title=entry.title)
 
     panels, means = [], []

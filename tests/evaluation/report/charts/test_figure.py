@@ -21,6 +21,7 @@ def draw(axis):
     axis.bar([0, 1], [1, 2], **bar_style("teacher"))
     axis.plot([0, 1], [2, 1], color=LIGHT["distilled"])
     axis.set(xlabel="across", ylabel="up", title="A <title> & more")
+    axis.set_yticks([1, 2], ["$a", r"$\frac{$"])
 
 
 def make(name):
@@ -42,7 +43,7 @@ def test_svg_takes_its_colours_and_texts_from_the_page(charts):
         assert {"--teacher", "--distilled", "--text", "--muted", "--grid", "--card"} <= used
         assert used <= {css_variable(name) for name in LIGHT}
         texts = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
-        assert {"across", "up", "A &lt;title&gt; &amp; more"} <= set(texts)
+        assert {"across", "up", "A &lt;title&gt; &amp; more", r"$\frac{$"} <= set(texts)
 
 
 def test_elements_of_a_page_have_no_ids_in_common_and_need_no_network(charts):
