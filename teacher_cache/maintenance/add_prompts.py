@@ -79,8 +79,12 @@ def create_prompts_file(
     cached = open_cache(cache)
     known = cached.vocabulary
     new = [interaction for text in added for interaction in parse_action(text, known, new_objects)]
-    verbs, ings, objects = zip(*new, strict=True) if new else ((), (), ())
-    new = [*zip(_unify(verbs, known.verbs), ings, _unify(objects, known.objects), strict=True)]
+    own_verbs = _unify([verb for verb, *_ in new], known.verbs)
+    own_objects = _unify([name for *_, name in new], known.objects)
+    new = [
+        (verb, ing, name)
+        for verb, (_, ing, _), name in zip(own_verbs, new, own_objects, strict=True)
+    ]
     if vocabulary is not None:
         new += _missing_interactions(load_vocabulary(vocabulary), known, vocabulary, new_objects)
     if not new:
