@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.splits import FULL, Split, load_split
-from pipeline.utils.errors import InputError
+from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.text import count_noun
 from pipeline.utils.weights import read_checkpoint
 from pipeline.vocabulary import (
@@ -184,6 +184,9 @@ def add_actions(
         )
     old = loaded.vocabulary
     trained = heads[0].texts[: old.num_interactions].cpu().numpy()
+    if new.embeddings.shape[1] != trained.shape[1]:
+        expected, found = (f"size {each.shape[1]}" for each in (trained, new.embeddings))
+        raise bad_field(prompts, "embeddings", expected, found)
     vocabulary, embeddings = _extend_vocabulary(old, trained, new)
     _check_linear_heads(loaded.model, old, vocabulary, file, prompts)
     has_sentence = None

@@ -103,6 +103,13 @@ def test_trained_actions_keep_their_scores(run, prompts, things):
     assert not more.split.distilled_verbs[old.num_verbs :].any()
 
 
+def test_embeddings_of_another_size(run, write_new_prompts, things, embedding):
+    wider = dict.fromkeys(things, np.append(embedding, np.float32(0)))
+    file = write_new_prompts({"juggle": ("juggling", wider)})
+    with pytest.raises(InputError, match=rf"{file}: embeddings: .*size 16, found .*size 17"):
+        load_student(run / CHECKPOINT, prompts=file)
+
+
 def test_a_known_action_with_another_object(run, write_new_prompts, vocabulary, embedding):
     ride = vocabulary.verbs.index("ride")
     assert not vocabulary.valid[ride, vocabulary.objects.index("box")]
