@@ -48,7 +48,6 @@ def draw_experiment(file: Path, content: dict[str, Any]) -> None:
             xs, ys = ys, xs
         axis.plot(xs, ys, ".", color=colour, alpha=0.45)
     scale = "mAP, %: mean and deviation over seeds"
-    axis.set_title(fill(content["title"], TITLE_WIDTH), loc="left", fontweight="bold")
     axis.grid(axis="both" if is_curve else "x", alpha=0.3)
     if is_curve:
         axis.set(xlabel=content["axis"], ylabel=scale)
@@ -57,6 +56,7 @@ def draw_experiment(file: Path, content: dict[str, Any]) -> None:
         axis.set(xlabel=scale, xlim=(0, 100), ylim=(len(rows) - 0.5, -0.5))
         axis.set_yticks(range(len(rows)), [row["label"] for row in rows])
     axis.spines[["top", "right"]].set_visible(False)
+    _add_title(figure, content["title"])
     figure.legend(loc="outside lower center", ncols=len(GROUPS), frameon=False)
     _save(figure, file)
 
@@ -73,9 +73,14 @@ def _draw_training_curves(file: Path, title: str, rows: list[dict[str, Any]]) ->
         axis.set(xlabel="step", xlim=(0, None), ylim=(0, 100))
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(fill(title, TITLE_WIDTH), x=0.01, ha="left", fontweight="bold")
+    _add_title(figure, title)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     _save(figure, file)
+
+
+def _add_title(figure: Figure, title: str) -> None:
+    # Beside long labels of rows the axis is narrower than the title.
+    figure.suptitle(fill(title, TITLE_WIDTH), x=0.01, ha="left", fontweight="bold")
 
 
 def _save(figure: Figure, file: Path) -> None:
