@@ -282,7 +282,8 @@ class TargetConfig(CheckedSettings):
     )
     box_score_threshold: float = setting(
         0.3,
-        "Minimum score of the detector's boxes that are targets of the proposal head.",
+        "Minimum score of the detector's boxes that are targets of the proposal head, besides the"
+        " labelled boxes.",
         low=0,
         high=1,
     )

@@ -33,7 +33,7 @@ from student.models.padding import Size, padding_mask, stack_images
 from student.utils.seeding import derive_seed
 from teacher_cache.reader.cache import TeacherCache
 
-BOX_FIELDS = ("human_boxes", "object_boxes", "detected_boxes")
+BOX_FIELDS = ("human_boxes", "object_boxes", "proposal_boxes")
 # Pixels that a box must keep along each side after a crop.
 MIN_BOX_SIDE = 1.0
 
@@ -236,8 +236,8 @@ def make_sample(image_id: str, image: Tensor, targets: Targets, transform: Trans
     """Transforms a (3, h, w) uint8 image together with its targets, boxes xyxy in pixels.
 
     `transform` is called with the image and the boxes by name, as `tv_tensors`. Pairs of which a
-    box has a side shorter than `MIN_BOX_SIDE` afterwards are removed, and so are such detected
-    boxes.
+    box has a side shorter than `MIN_BOX_SIDE` afterwards are removed, and so are such boxes of the
+    proposal head.
     """
     size = image.shape[-2:]
     boxes = {
@@ -254,8 +254,8 @@ def make_sample(image_id: str, image: Tensor, targets: Targets, transform: Trans
     relative["object_boxes"][objectless] = 0
     kept = _is_large_enough(transformed["human_boxes"])
     kept &= _is_large_enough(transformed["object_boxes"]) | objectless
-    kept_detected = _is_large_enough(transformed["detected_boxes"])
-    return Sample(image_id, pixels, replace(targets, **relative).select(kept, kept_detected))
+    kept_proposals = _is_large_enough(transformed["proposal_boxes"])
+    return Sample(image_id, pixels, replace(targets, **relative).select(kept, kept_proposals))
 
 
 def normalise_batch(

@@ -33,7 +33,7 @@ PAIR_FIELDS = (
     "region_embeddings",
 )
 # In a batch these are concatenated; all other fields are padded.
-DETECTION_FIELDS = ("detected_boxes", "detected_labels", "detected_images")
+PROPOSAL_FIELDS = ("proposal_boxes", "proposal_labels", "proposal_images")
 # Largest difference in pixels between an annotated box and the same box in the cache, where it may
 # have been rounded.
 BOX_TOLERANCE = 0.01
@@ -61,9 +61,10 @@ class Targets:
         exhaustive_labels: (1,) bool, whether interactions without label are absent from the image.
             False for images without annotated interactions.
         dataset_index: (1,) int64, 0 for the main dataset.
-        detected_boxes: (M, 4) float32 boxes of the frozen detector, in the form of the others.
-        detected_labels: (M,) int64 object classes.
-        detected_images: (M,) int64, index in the batch of the image that the box is in.
+        proposal_boxes: (M, 4) float32 boxes that the proposal head learns: those of the frozen
+            detector, and those of seen pairs that it missed. In the form of the others.
+        proposal_labels: (M,) int64 object classes.
+        proposal_images: (M,) int64, index in the batch of the image that the box is in.
         num_pairs: (B, 1) int64 numbers of pairs; only in a batch.
     """
 
@@ -79,9 +80,9 @@ class Targets:
     )
     exhaustive_labels: Tensor = field(default_factory=lambda: torch.ones(1, dtype=torch.bool))
     dataset_index: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int64))
-    detected_boxes: Tensor = field(default_factory=lambda: torch.zeros(0, 4))
-    detected_labels: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
-    detected_images: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    proposal_boxes: Tensor = field(default_factory=lambda: torch.zeros(0, 4))
+    proposal_labels: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    proposal_images: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     num_pairs: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
     def __len__(self) -> int:
@@ -106,15 +107,15 @@ class Targets:
         index = torch.arange(self.seen.shape[-1], device=self.seen.device)
         return index < self.num_pairs
 
-    def select(self, pairs: Tensor, detected: Tensor) -> Targets:
-        """Keeps a subset of an image's pairs and detected boxes.
+    def select(self, pairs: Tensor, proposals: Tensor) -> Targets:
+        """Keeps a subset of an image's pairs and of the proposal head's boxes.
 
         Args:
             pairs: (N,) bool.
-            detected: (M,) bool.
+            proposals: (M,) bool.
         """
         rows = {name: getattr(self, name)[pairs] for name in PAIR_FIELDS}
-        rows |= {name: getattr(self, name)[detected] for name in DETECTION_FIELDS}
+        rows |= {name: getattr(self, name)[proposals] for name in PROPOSAL_FIELDS}
         return replace(self, **rows)
 
     @classmethod
@@ -122,13 +123,13 @@ class Targets:
         """Copies the targets of single images, at least one, into a batch."""
         values = {name: [getattr(one, name) for one in targets] for name in TARGET_FIELDS}
         values["num_pairs"] = [torch.tensor([len(one)]) for one in targets]
-        values["detected_images"] = [
-            torch.full_like(one.detected_labels, row) for row, one in enumerate(targets)
+        values["proposal_images"] = [
+            torch.full_like(one.proposal_labels, row) for row, one in enumerate(targets)
         ]
         return cls(
             **{
                 name: torch.cat(own)
-                if name in DETECTION_FIELDS
+                if name in PROPOSAL_FIELDS
                 else pad_sequence(own, batch_first=True)
                 for name, own in values.items()
             }
@@ -198,8 +199,12 @@ def build_targets(
     if region_embeddings is not None:
         pair_embeddings[with_teacher] = region_embeddings[cached]
         pair_embeddings[num_seen:] = region_embeddings[candidates]
-    detected_boxes, detected_labels = _detected_boxes(
-        pairs, vocabulary.person, config.box_score_threshold
+    has_object = labels < vocabulary.num_objects
+    proposal_boxes, proposal_labels = _add_missed_boxes(
+        *_detected_boxes(pairs, vocabulary.person, config.box_score_threshold),
+        np.concatenate([human_boxes, object_boxes[has_object]]),
+        np.concatenate([np.full(num_seen, vocabulary.person), labels[has_object]]),
+        config.duplicate_iou,
     )
     no_labels = np.zeros((num_candidates, vocabulary.num_verbs), dtype=bool)
     candidate_probs = (probabilities[candidates] * distilled).astype(np.float32)
@@ -214,9 +219,9 @@ def build_targets(
         "region_embeddings": pair_embeddings,
         "exhaustive_labels": np.array([dataset_index == 0 or num_seen > 0]),
         "dataset_index": np.array([dataset_index]),
-        "detected_boxes": detected_boxes,
-        "detected_labels": detected_labels,
-        "detected_images": np.zeros_like(detected_labels),
+        "proposal_boxes": proposal_boxes,
+        "proposal_labels": proposal_labels,
+        "proposal_images": np.zeros_like(proposal_labels),
     }
     return Targets(**{name: torch.from_numpy(value) for name, value in values.items()})
 
@@ -299,3 +304,20 @@ def _detected_boxes(pairs: Pairs, person: int, min_score: float) -> tuple[np.nda
     labels = np.concatenate([np.full(humans.sum(), person), pairs.object_labels[objects]])
     table = np.unique(np.column_stack([boxes, labels]), axis=0).reshape(-1, 5)
     return table[:, :4].astype(np.float32), table[:, 4].astype(np.int64)
+
+
+def _add_missed_boxes(
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    labelled_boxes: np.ndarray,
+    labelled_classes: np.ndarray,
+    min_iou: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Detected (M, 4) boxes and their (M,) classes, followed by the labelled ones that overlap none
+    of the same class by `min_iou`. Without these, the proposal head would learn that there is
+    nothing where the detector missed a labelled pair."""
+    for row in range(len(labelled_boxes)):
+        box, label = labelled_boxes[row : row + 1], labelled_classes[row : row + 1]
+        if not (box_iou(box, boxes[labels == label]) >= min_iou).any():
+            boxes, labels = np.concatenate([boxes, box]), np.concatenate([labels, label])
+    return boxes, labels

@@ -304,19 +304,20 @@ def _sum_by_image(values: Tensor, matches: QueryMatches, shape: Sequence[int]) -
 
 
 def proposal_losses(proposals: ProposalOutputs, targets: Targets, person: int) -> dict[str, Tensor]:
-    """Losses of the proposal head against the boxes of the teacher cache's detector.
+    """Losses of the proposal head against the boxes of the teacher cache's detector, and against
+    those of seen pairs that it missed.
 
     As in CenterNet (arXiv 1904.07850, sections 3 and 4), every box is a Gaussian peak in the
     heatmap of its class, the logits have a penalty-reduced focal loss, and the predicted box of the
     centre's cell has an L1 and a GIoU loss.
 
     Returns:
-        Scalars `proposal_class` and `proposal_box`, each divided by the batch's number of detected
+        Scalars `proposal_class` and `proposal_box`, each divided by the batch's number of these
         boxes, averaged over processes.
     """
     batch, num_classes, height, width = proposals.logits.shape
     device = proposals.logits.device
-    image, label, box = targets.detected_images, targets.detected_labels, targets.detected_boxes
+    image, label, box = targets.proposal_images, targets.proposal_labels, targets.proposal_boxes
     average_count, processes = average_counts(torch.full((), float(len(label)), device=device))
     count = average_count.clamp(min=1 / processes)
     grid = proposals.grid_sizes()[image]

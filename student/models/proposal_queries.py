@@ -1,10 +1,10 @@
 """Decoder queries from human-object proposals: proposal head, top cells and region features.
 
 This is an alternative to the learned queries of the paper. A CenterNet-like head predicts people
-and objects on the stride-8 map, trained on the boxes of the teacher cache's detector. The most
-probable people are paired with the most probable objects; each pair is a query, and its boxes are
-the reference boxes of the decoder's outputs. Since every query starts at a plausible pair, small
-students converge in minutes.
+and objects on the stride-8 map, trained on the boxes of the teacher cache's detector and on the
+labelled ones that it missed. The most probable people are paired with the most probable objects;
+each pair is a query, and its boxes are the reference boxes of the decoder's outputs. Since every
+query starts at a plausible pair, small students converge in minutes.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from training import make_targets
 
 from pipeline.splits import load_split
 from student.data.dataset import TrainingBatches, collate, make_sample, normalise_batch
-from student.data.targets import DETECTION_FIELDS, PAIR_FIELDS, TARGET_FIELDS
+from student.data.targets import PAIR_FIELDS, PROPOSAL_FIELDS, TARGET_FIELDS
 from student.data.transforms import (
     NUM_RAND,
     build_augmentation,
@@ -35,9 +35,9 @@ def image_targets(humans, objects, found=()):
         object_boxes=boxes(*objects),
         teacher_probs=(torch.arange(count * 3).float().view(count, 3) + 1) / 100,
         region_embeddings=torch.zeros(count, 0),
-        detected_boxes=boxes(*found),
-        detected_labels=torch.full((len(found),), 4),
-        detected_images=torch.zeros(len(found), dtype=torch.int64),
+        proposal_boxes=boxes(*found),
+        proposal_labels=torch.full((len(found),), 4),
+        proposal_images=torch.zeros(len(found), dtype=torch.int64),
     )
 
 
@@ -102,8 +102,8 @@ def test_boxes_are_transformed_with_the_pixels(name):
         else:
             assert is_cut(human) or is_cut(thing)
             cut += 1
-        if len(sample.targets.detected_boxes):
-            assert_near(corners(sample, sample.targets.detected_boxes)[0], found)
+        if len(sample.targets.proposal_boxes):
+            assert_near(corners(sample, sample.targets.proposal_boxes)[0], found)
         else:
             assert is_cut(found)
     assert kept and (cut > 0) == (name == "published")
@@ -136,8 +136,8 @@ def test_a_crop_removes_pairs_and_keeps_the_fields_of_others():
     assert sample.targets.seen.tolist() == [False, True]
     left = torch.tensor([[20.0, 30, 70, 100], [90, 0, 100, 99]])
     torch.testing.assert_close(corners(sample, sample.targets.human_boxes), left)
-    assert sample.targets.detected_labels.tolist() == [4]
-    torch.testing.assert_close(corners(sample, sample.targets.detected_boxes), left[:1])
+    assert sample.targets.proposal_labels.tolist() == [4]
+    torch.testing.assert_close(corners(sample, sample.targets.proposal_boxes), left[:1])
 
 
 @pytest.mark.parametrize("transform", [TRANSFORMS["flip"], Window(0, 0, 250, 100), v2.Identity()])
@@ -216,8 +216,8 @@ def test_a_batch_has_all_samples(make_images, vocabulary):
     assert len(batch) == 4 and len(set(batch.sizes)) > 1
     for row, (sample, (height, width)) in enumerate(zip(samples, batch.sizes, strict=True)):
         assert torch.equal(batch.pixels[row, :, :height, :width], sample.image)
-        in_image = batch.targets.detected_images == row
-        for name in DETECTION_FIELDS[:2]:
+        in_image = batch.targets.proposal_images == row
+        for name in PROPOSAL_FIELDS[:2]:
             found = getattr(batch.targets, name)[in_image]
             assert torch.equal(found, getattr(sample.targets, name))
         for name in PAIR_FIELDS:

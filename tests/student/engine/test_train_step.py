@@ -23,7 +23,7 @@ def different_sizes(samples):
 def without_targets(sample):
     """The sample without pairs and detected boxes."""
     targets = sample.targets
-    nothing = (torch.zeros(len(rows), dtype=bool) for rows in (targets, targets.detected_labels))
+    nothing = (torch.zeros(len(rows), dtype=bool) for rows in (targets, targets.proposal_labels))
     return sample._replace(targets=targets.select(*nothing))
 
 

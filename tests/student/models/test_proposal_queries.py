@@ -100,9 +100,9 @@ def test_query_losses_do_not_reach_the_proposal_head(queries):
     assert all(parameter.grad is None for parameter in queries.head.parameters())
     targets = replace(
         Targets(*[torch.zeros(0)] * 7),
-        detected_boxes=torch.rand(4, 4),
-        detected_labels=torch.tensor([2, 0, 2, 0]),
-        detected_images=torch.tensor([0, 0, 1, 1]),
+        proposal_boxes=torch.rand(4, 4),
+        proposal_labels=torch.tensor([2, 0, 2, 0]),
+        proposal_images=torch.tensor([0, 0, 1, 1]),
     )
     sum(proposal_losses(start.outputs["proposals"], targets, 2).values()).backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in queries.head.parameters())
@@ -258,9 +258,9 @@ def detections(boxes, labels):
     """The targets of a batch in whose images the detector found these boxes."""
     return replace(
         Targets(*[torch.zeros(0)] * 7),
-        detected_boxes=torch.cat(boxes),
-        detected_labels=torch.cat(labels),
-        detected_images=torch.cat([torch.full_like(one, row) for row, one in enumerate(labels)]),
+        proposal_boxes=torch.cat(boxes),
+        proposal_labels=torch.cat(labels),
+        proposal_images=torch.cat([torch.full_like(one, row) for row, one in enumerate(labels)]),
     )
 
 
