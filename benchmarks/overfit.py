@@ -46,7 +46,7 @@ from teacher_cache.build import BuildConfig, build_cache
 CPU = torch.device("cpu")
 CURVE = "curve.json"
 # Steps and learning rate for the twenty photographs.
-DEFAULTS = {"learned": (24000, 3e-5), "proposals": (8000, 5e-5)}
+DEFAULTS = {"learned": (24000, 3e-5), "proposals": (27000, 5e-5)}
 # The last fraction of the steps has a tenth of the learning rates.
 DROP_FRACTION = 0.8
 
