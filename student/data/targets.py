@@ -313,9 +313,17 @@ def _add_missed_boxes(
     labelled_classes: np.ndarray,
     min_iou: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Detected (M, 4) boxes and their (M,) classes, followed by the labelled ones that overlap none
-    of the same class by `min_iou`. Without these, the proposal head would learn that there is
-    nothing where the detector missed a labelled pair."""
+    """The detector's boxes, followed by the labelled ones that it missed.
+
+    Without these, the proposal head would learn that there is nothing where the detector missed a
+    labelled pair.
+
+    Args:
+        boxes, labels: (M, 4) xyxy in pixels and (M,) object classes, of the detector.
+        labelled_boxes, labelled_classes: (N, 4) and (N,) of the seen pairs.
+        min_iou: a labelled box is left out if a box of the same class before it overlaps it by this
+            IoU: people of several pairs are labelled several times.
+    """
     for row in range(len(labelled_boxes)):
         box, label = labelled_boxes[row : row + 1], labelled_classes[row : row + 1]
         if not (box_iou(box, boxes[labels == label]) >= min_iou).any():
