@@ -1,5 +1,6 @@
 import logging
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,9 +11,9 @@ from pipeline.utils.progress import Progress
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Replaces time.monotonic by a value that tests set."""
+    """Replaces the time of `progress` by a value that tests set."""
     now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
     return now
 
 

@@ -8,6 +8,7 @@ import shutil
 import time
 from datetime import datetime, timezone
 from functools import partial
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -35,6 +36,15 @@ def unfinished(copy):
     for name in (MANIFEST, SHARD, f"{SHARDS}/00002.h5"):
         (copy / name).unlink()
     return copy
+
+
+@pytest.fixture
+def replace_sleep(monkeypatch):
+    """`replace_sleep(function)` replaces what `status --watch` calls between two tables."""
+    # Not `time.sleep` itself, which threads of other tests may call.
+    return lambda function: monkeypatch.setattr(
+        status_module, "time", SimpleNamespace(sleep=function)
+    )
 
 
 def table_of(folder):
@@ -336,7 +346,7 @@ def test_who_runs(unfinished):
     assert "and 21 more" in table_of(unfinished)["running"]
 
 
-def test_watching_until_the_end(unfinished, finished, monkeypatch):
+def test_watching_until_the_end(unfinished, finished, monkeypatch, replace_sleep):
     """Each table is read anew; shards that were read before are not opened again."""
     opened = []
     read_layout = status_module.read_layout
@@ -352,7 +362,7 @@ def test_watching_until_the_end(unfinished, finished, monkeypatch):
         name = next(files)
         shutil.copy(finished / name, unfinished / name)
 
-    monkeypatch.setattr(status_module.time, "sleep", wait)
+    replace_sleep(wait)
     for words in ((), ("--json",)):
         if words:
             for name in (MANIFEST, SHARD):
@@ -369,11 +379,9 @@ def test_watching_until_the_end(unfinished, finished, monkeypatch):
             assert opened == ["00000.h5", "00001.h5", "00002.h5"]
 
 
-def test_watching_waits_for_a_folder(finished, tmp_path, monkeypatch):
+def test_watching_waits_for_a_folder(finished, tmp_path, replace_sleep):
     cache = tmp_path / "cache"
-    monkeypatch.setattr(
-        status_module.time, "sleep", lambda seconds: shutil.copytree(finished, cache)
-    )
+    replace_sleep(lambda seconds: shutil.copytree(finished, cache))
     done = run("status", cache, "--watch")
     assert done.returncode == 0 and done.stdout.startswith(f"{cache}: finished\n")
     assert done.stderr == f"{cache}: waiting for a build to make this folder\n"
@@ -381,17 +389,15 @@ def test_watching_waits_for_a_folder(finished, tmp_path, monkeypatch):
     assert run("status", tmp_path / "file", "--watch").returncode == 2
 
 
-def test_watching_ends_with_damage_and_with_ctrl_c(unfinished, monkeypatch):
+def test_watching_ends_with_damage_and_with_ctrl_c(unfinished, replace_sleep):
     def interrupt(seconds):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(status_module.time, "sleep", interrupt)
+    replace_sleep(interrupt)
     done = run("status", unfinished, "--watch")
     assert (done.returncode, done.stderr) == (130, "")
     assert done.stdout.startswith(f"{unfinished}: unfinished\n")
-    monkeypatch.setattr(
-        status_module.time, "sleep", lambda seconds: (unfinished / TEACHER).unlink()
-    )
+    replace_sleep(lambda seconds: (unfinished / TEACHER).unlink())
     done = run("status", unfinished, "--watch")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and TEACHER in done.stderr
 

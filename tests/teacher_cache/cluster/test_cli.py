@@ -1,4 +1,5 @@
 import sys
+from types import SimpleNamespace
 
 import pytest
 from commands import run_command
@@ -67,7 +68,8 @@ def test_modes(run, configured, monkeypatch, options, mode, share, threads):
     for name, value in (("ID", "2"), ("MIN", "0"), ("COUNT", "8")):
         monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
     delays = []
-    monkeypatch.setattr(cli_options.time, "sleep", delays.append)
+    # Not `time.sleep` itself, which threads of other tests may call.
+    monkeypatch.setattr(cli_options, "time", SimpleNamespace(sleep=delays.append))
     monkeypatch.setitem(sys.modules, "bokeh", pytest)
     assert run(*options.split()).returncode == 0
     (config,) = configured
