@@ -385,7 +385,12 @@ class ShardFolder:
                 write_text(file, json.dumps(value, ensure_ascii=False) + "\n", keep_existing=True)
                 self.is_claimed()
             plan = convert(read_json(file), _Plan, file)
-            yield ClaimedFolder(self, lock, plan.images, plan.directory)
+            try:
+                yield ClaimedFolder(self, lock, plan.images, plan.directory)
+            finally:
+                # After the results are written: a shared lock may be lost here, and then another
+                # job may remove temporary files.
+                lock.remove_temporary_files(TEMPORARY_FILES)
 
     def _plan_settings(self) -> dict[str, Any]:
         return {
@@ -467,7 +472,6 @@ class ClaimedFolder:
             return None
         finally:
             _detectors.clear()
-            self.lock.remove_temporary_files(TEMPORARY_FILES)
 
 
 def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:

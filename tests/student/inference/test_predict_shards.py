@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipeline.cluster.lock import lock_folder
 from pipeline.cluster.tasks import ArrayShare
 from pipeline.utils.errors import InputError
 from student.inference import predict_shards as module
@@ -328,6 +329,24 @@ def test_a_worker_with_another_detector(predict, toy_checkpoint, published_check
     record = module.make_shard(task, counts.append)
     assert counts == [1, 1] and record.path == task.path and not record.failed
     module._detectors.clear()
+
+
+def test_other_jobs_leave_the_files_of_a_job_that_writes_its_results(
+    predict, tmp_path, monkeypatch
+):
+    written = []
+
+    def write(path, value):
+        temporary = path.with_name(f".{path.name}.job.tmp")
+        temporary.touch()
+        other.remove_temporary_files(module.TEMPORARY_FILES)
+        temporary.rename(path)
+        written.append(path.name)
+
+    monkeypatch.setattr(module, "write_json", write)
+    with lock_folder(tmp_path / "out", shared=True) as other:
+        predict(share=ArrayShare(0, 1))
+        assert written == ["index.json"]
 
 
 COMMAND = [sys.executable, "-c", "from student.inference.cli import main; main()"]
