@@ -42,21 +42,24 @@ PAIR_KINDS = ("annotated", "proposed")
 MAX_TABLE_ACTIONS = 3
 QUANTILES = (0.1, 0.5, 0.9)
 
-# Thresholds of the warnings about a degenerate teacher. Only objects with at least two actions and
-# this many regions are judged: a few photographs of one scene may well show one action.
+# Thresholds of the warnings about a degenerate teacher, which only objects with at least two actions
+# can show. Fewer regions in all prove nothing.
 MIN_REGIONS = 20
 # Relative entropy of a nearly uniform distribution: the logits' standard deviation is about 0.2.
 # At CLIP's own temperature, 0.01, it is 1 or more; at temperature 1 it is below 0.1.
 UNIFORM_ENTROPY = 0.99
 # Shares of regions and of objects that count as nearly all: a few images are always different.
-UNIFORM_SHARE, DEGENERATE_OBJECT_SHARE = 0.95, 0.9
-# Root mean square distance of an object's distributions from their mean. Equal images differ by
-# about 1e-3 in float16 and on other devices; distributions of different images by 0.1 and more.
-CONSTANT_DISTANCE = 0.01
+UNIFORM_SHARE, DEGENERATE_SHARE = 0.95, 0.9
+# Root mean square distance of an object's distributions from their mean. CLIP with random weights
+# has 0.01 on photographs, because its features are nearly equal for all of them; distributions of
+# different images have 0.1 and more.
+CONSTANT_DISTANCE = 0.02
 # A mean probability above this one is a single certain action, as a good teacher may have for an
 # object; that is judged over several objects.
 CERTAIN_PROBABILITY = 0.99
-SINGLE_ACTION_SHARE, MIN_SINGLE_ACTION_OBJECTS = 0.98, 3
+# An object's regions may be of one photograph, and so have one action. That is judged over objects
+# with some regions, and without the two that have the most.
+SINGLE_ACTION_SHARE, MIN_SINGLE_ACTION_REGIONS, NUM_IGNORED_OBJECTS = 0.98, 5, 2
 
 
 def inspect_cache(
@@ -308,11 +311,9 @@ class TeacherSpread:
         Uniform probabilities are also constant, and constant ones have a single top action, so
         that only the first of the three is reported.
         """
-        judged = np.flatnonzero(self._num_regions >= MIN_REGIONS)
-        if not len(judged):
+        if self._num_regions.sum() < MIN_REGIONS:
             return []
-        num_regions = self._num_regions[judged]
-        uniform = self._num_uniform[judged].sum() / num_regions.sum()
+        uniform = self._num_uniform.sum() / self._num_regions.sum()
         if uniform >= UNIFORM_SHARE:
             remedy = " (eoid-cache rescore --temperature)" if has_prompts else ""
             return [
@@ -320,23 +321,34 @@ class TeacherSpread:
                 " of the regions, so that soft labels say nothing: check the teacher's weights"
                 f" and the temperature{remedy}"
             ]
-        means = self._sums[judged] / num_regions[:, None]
-        variance = self._square_sums[judged] / num_regions - np.square(means).sum(axis=1)
-        is_constant = variance < CONSTANT_DISTANCE**2
-        is_constant &= means.max(axis=1) < CERTAIN_PROBABILITY
-        if is_constant.mean() >= DEGENERATE_OBJECT_SHARE:
+        judged = np.flatnonzero(self._num_regions > 1)
+        counts = self._num_regions[judged]
+        means = self._sums[judged] / counts[:, None]
+        # Unbiased, since an object may have two regions.
+        squares = self._square_sums[judged] - counts * np.square(means).sum(axis=1)
+        is_constant = squares < CONSTANT_DISTANCE**2 * (counts - 1)
+        is_constant &= means.max(axis=1, initial=0) < CERTAIN_PROBABILITY
+        num_constant = counts[is_constant].sum()
+        if num_constant >= max(DEGENERATE_SHARE * counts.sum(), MIN_REGIONS):
             return [
                 "the teacher has the same probabilities for all pairs of an object, for"
-                f" {is_constant.sum()} of {len(judged)} objects with {MIN_REGIONS} regions or more:"
+                f" {is_constant.sum()} of {len(judged)} objects with several regions:"
                 " check the images and the teacher's weights"
             ]
-        is_single = self._top_actions[judged].max(axis=1) >= SINGLE_ACTION_SHARE * num_regions
-        is_enough = len(judged) >= MIN_SINGLE_ACTION_OBJECTS
-        if is_enough and is_single.mean() >= DEGENERATE_OBJECT_SHARE:
+        judged = np.flatnonzero(self._num_regions >= MIN_SINGLE_ACTION_REGIONS)
+        counts = self._num_regions[judged]
+        tops = self._top_actions[judged].max(axis=1)
+        is_single = tops >= SINGLE_ACTION_SHARE * counts
+        num_others = np.sort(counts)[:-NUM_IGNORED_OBJECTS].sum()
+        if (
+            num_others >= MIN_REGIONS
+            and tops.sum() >= SINGLE_ACTION_SHARE * counts.sum()
+            and is_single.mean() >= DEGENERATE_SHARE
+        ):
             return [
                 "the teacher's best action is the same for all pairs of an object, for"
-                f" {is_single.sum()} of {len(judged)} objects with {MIN_REGIONS} regions or more:"
-                " check the prompts and the teacher's weights"
+                f" {is_single.sum()} of {len(judged)} objects with {MIN_SINGLE_ACTION_REGIONS}"
+                " regions or more: check the prompts and the teacher's weights"
             ]
         return []
 

@@ -161,14 +161,22 @@ def test_a_degenerate_teacher_is_reported_in_one_line(teacher, kind, num_objects
     # A teacher without prompts cannot be rescored.
     assert "rescore" not in teacher(kind, 200, num_objects, has_prompts=False)[0]
     # Too few regions to tell.
-    assert teacher(kind, MIN_REGIONS // 2, num_objects) == []
+    assert teacher(kind, (MIN_REGIONS - 1) // num_objects, num_objects) == []
 
 
 @pytest.mark.parametrize("num_objects", [1, 5])
 def test_a_constant_teacher_is_reported(teacher, num_objects):
-    (line,) = teacher("constant", MIN_REGIONS, num_objects)
+    (line,) = teacher("constant", MIN_REGIONS // num_objects, num_objects)
     assert f"{num_objects} of {num_objects} objects" in line and "same probabilities" in line
-    assert teacher("constant", MIN_REGIONS - 1, num_objects) == []
+    assert teacher("constant", (MIN_REGIONS - 1) // num_objects, num_objects) == []
+
+
+def test_objects_with_few_regions_are_judged_together(teacher):
+    """As on a few photographs, where most objects have fewer regions than a warning needs."""
+    assert "best action" in teacher("single", MIN_REGIONS // 3 + 1, 5)[0]
+    assert "uniform" in teacher("uniform", MIN_REGIONS // 5, 5)[0]
+    # Regions of one photograph each, in which the people do the same.
+    assert teacher("single", 4, 5) == []
 
 
 @pytest.mark.parametrize(
