@@ -71,6 +71,8 @@ def _draw_training_curves(file: Path, title: str, rows: list[dict[str, Any]]) ->
                 axis.plot(curve["step"], curve[group], color=f"C{number}", **label)
         axis.set_title(GROUPS[group][0], fontsize="medium")
         axis.set(xlabel="step", xlim=(0, None), ylim=(0, 100))
+        # The numbers of long trainings are wide.
+        axis.locator_params(axis="x", nbins=5)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     _add_title(figure, title)

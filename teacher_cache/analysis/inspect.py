@@ -42,8 +42,8 @@ PAIR_KINDS = ("annotated", "proposed")
 MAX_TABLE_ACTIONS = 3
 QUANTILES = (0.1, 0.5, 0.9)
 
-# Thresholds of the warnings about a degenerate teacher, which only objects with at least two actions
-# can show. Fewer regions in all prove nothing.
+# Thresholds of the warnings about a degenerate teacher. Only regions of objects with at least two
+# actions are judged, and fewer than these in all prove nothing.
 MIN_REGIONS = 20
 # Relative entropy of a nearly uniform distribution: the logits' standard deviation is about 0.2.
 # At CLIP's own temperature, 0.01, it is 1 or more; at temperature 1 it is below 0.1.
