@@ -31,14 +31,15 @@ The tables have mAP in percent on the toy dataset's 500 test images, as mean ± 
 over seeds. Dataset, teacher, detector and student are made anew for every seed, unless a section
 states otherwise. "Against" is the difference in unseen mAP to another row, computed per seed.
 
-To allow for many runs, the students are trained less than in the demo: on {LABELLED} images
-instead of 1,000, for {EPOCHS} epochs with a batch size of {BATCH} unless a title or section states
+To allow for many runs, the students are trained less than in the demo: on {LABELLED} images instead
+of 1,000, for {EPOCHS} epochs with a batch size of {BATCH} unless a title or section states
 otherwise, and with the backbone trained too. Their mAP is lower. The toy dataset consists of
 drawings, so the values do not transfer to photographs. They show which choices matter when
-everything else is equal. With three seeds, only differences well beyond the spread are reliable. Batch size and
-learning rate were selected from a few values on seed 0, which is one of the seeds below; seed 100,
-which is not, gives the same selection. Values of seeds 0 to 2 were recorded with ten kinds of
-backgrounds (drawing version 1) instead of seven; people, objects and labels are the same.
+everything else is equal. With three seeds, only differences well beyond the spread are reliable.
+Batch size and learning rate were selected from a few values on seed 0, which is one of the seeds
+below; seed 100, which is not, gives the same selection. Values of seeds 0 to 2 were recorded with
+ten kinds of backgrounds (drawing version 1) instead of seven; people, objects and labels are the
+same.
 
 `make study` writes this page and does not repeat runs whose results are recorded here.
 """
