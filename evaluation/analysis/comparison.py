@@ -163,9 +163,9 @@ class Comparison:
 
     @property
     def headline_metric(self) -> str:
-        """Name of the metric that the page starts with: unseen mAP; where nothing is unseen,
-        V-COCO's role AP if some result has it, else full mAP."""
-        if self.unseen:
+        """Name of the metric that the page starts with: unseen mAP; where nothing unseen is
+        labelled in the test part, V-COCO's role AP if some result has it, else full mAP."""
+        if self.unseen and any(entry.metric("unseen") is not None for entry in self.entries):
             return "unseen"
         has_vcoco = any(entry.metric(ROLE_AP[0]) is not None for entry in self.entries)
         return ROLE_AP[0] if has_vcoco else "full"

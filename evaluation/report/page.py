@@ -169,6 +169,8 @@ def _build_notes(
 def build_headline(comparison: Comparison) -> tuple[str, str]:
     """The main result in one sentence, and further sentences; "" if there are none."""
     metric, entries = comparison.headline_metric, _scored(comparison)
+    if not entries:
+        return "No scores: no test image has labels.", ""
     numbers = [f"{entry.title} {format_percent(entry.metric(metric))}" for entry in entries]
     if metric == ROLE_AP[0]:
         first, second, agent = (
@@ -183,7 +185,9 @@ def build_headline(comparison: Comparison) -> tuple[str, str]:
         for role in ("distilled", "control", "all_labels", "teacher")
     )
     if metric == "full" or distilled is None:
-        return f"{metric.capitalize()} mAP: {', '.join(numbers)}.", ""
+        unscored = metric == "full" and comparison.unseen
+        note = "No test image has a label of an unseen interaction." if unscored else ""
+        return f"{metric.capitalize()} mAP: {', '.join(numbers)}.", note
     result = f"{format_percent(distilled)} mAP on {_describe_unseen(comparison)}"
     result += " without any label of them"
     if control is None:

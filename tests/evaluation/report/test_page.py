@@ -55,6 +55,16 @@ def test_headline_without_a_distilled_run(toy, distilled, make):
     assert headline(toy, full)[0] == "Full mAP: Student 40.0."
 
 
+def test_headline_without_unseen_labels(toy, distilled):
+    """A small test part need not have labels of unseen interactions, or any."""
+    seen_only = replace(distilled, metrics={**distilled.metrics, "unseen": None})
+    first, more = headline(toy, seen_only)
+    assert first == "Full mAP: Distilled 40.0." and "unseen" in more
+    unlabelled = replace(distilled, metrics=dict.fromkeys(METRICS), per_class={})
+    first, more = headline(toy, unlabelled)
+    assert "no test image has labels" in first and not more
+
+
 @pytest.fixture
 def vcoco():
     """Results with V-COCO's scores only."""
