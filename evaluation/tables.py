@@ -90,6 +90,8 @@ def format_results_table(results: Sequence[Results]) -> list[str]:
         for name, title in METRIC_TITLES.items()
     }
     rows = {title: values for title, values in rows.items() if set(values) != {None}}
+    if not rows:
+        return [f"{heading}: no scores, because no test image has labels"]
     return [heading, *_format_rows("mAP", columns, rows)]
 
 

@@ -26,6 +26,13 @@ def test_table(distilled):
     ]
 
 
+def test_table_without_labels(distilled):
+    (line,) = format_results_table(
+        [replace(distilled, metrics=dict.fromkeys(distilled.metrics), per_class={})]
+    )
+    assert "0 interactions" in line and "no scores" in line
+
+
 @pytest.fixture
 def results(toy, annotate, detect):
     truth = [
