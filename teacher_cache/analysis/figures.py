@@ -121,7 +121,7 @@ def draw_teacher_scores(file: Path, scores: TeacherScores) -> None:
             title = "" if column else "Verbs, % (★ unseen)"
             axis = _add_panel(figure, grid[1, column], title, "both")
             _draw_verbs(axis, [verbs[index] for index in indices])
-        _add_legend(axis, columns=2 if len(columns) > 1 else 4)
+        _add_legend(axis)
 
 
 def _draw_groups(axis: Axes, groups: Sequence[tuple[str, float | None, float | None]]) -> None:
@@ -136,7 +136,7 @@ def _draw_groups(axis: Axes, groups: Sequence[tuple[str, float | None, float | N
         axis.bar_label(bars, [format_percent(value) for value in values], padding=3)
     _label_rows(axis, [title for title, *_ in groups])
     axis.set_xlim(0, 108)
-    _add_legend(axis, columns=2)
+    _add_legend(axis)
 
 
 def _draw_verbs(axis: Axes, verbs: Sequence[VerbScores]) -> None:
@@ -186,13 +186,13 @@ def _label_rows(axis: Axes, names: Sequence[str]) -> None:
     axis.set_ylim(max(len(names), 1) - 0.4, -0.6)
 
 
-def _add_legend(axis: Axes, columns: int) -> None:
-    """Adds a legend on the right of the panel's title."""
+def _add_legend(axis: Axes) -> None:
+    """Adds a legend of two columns, which leave room for the panel's title on their left."""
     axis.legend(
         loc="lower right",
         bbox_to_anchor=(1, 1),
         borderaxespad=0.1,
-        ncols=columns,
+        ncols=2,
         frameon=False,
         fontsize=8,
         handletextpad=0.4,

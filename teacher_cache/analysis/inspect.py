@@ -459,5 +459,7 @@ def format_overview(overview: dict[str, Any]) -> list[str]:
             entropy = overview["object_entropy"][name]
             cell = "-" if entropy is None else f"{entropy:.2f}"
             lines.append(f"  {name:<{width}}{total:>10,}{cell:>10}  {actions}")
-    parts = [f"  {name:<24}{value}" for name, value in displayed_parts(overview["parts"]).items()]
-    return [*lines, "made from", *parts]
+    parts = displayed_parts(overview["parts"])
+    # Settings of own teachers and detectors can have long names.
+    width = max(24, *(len(name) + 2 for name in parts))
+    return [*lines, "made from", *(f"  {name:<{width}}{value}" for name, value in parts.items())]

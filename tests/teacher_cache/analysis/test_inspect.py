@@ -208,6 +208,13 @@ def test_pairs_without_a_possible_action(finished):
     assert [found["pairs"] for found in overview["confidence"].values()] == [0, 0]
 
 
+def test_long_names_of_settings(finished):
+    overview = compute_overview(open_cache(finished))
+    overview["parts"]["teacher.settings.a_long_name_of_a_setting"] = "7"
+    (line,) = [one for one in format_overview(overview) if "a_long_name" in one]
+    assert line.split() == ["teacher.settings.a_long_name_of_a_setting", "7"]
+
+
 def test_lines_json_and_figure(finished, tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="the extra report is not installed")
     file, figure = tmp_path / "i.json", tmp_path / "i.png"
