@@ -326,6 +326,16 @@ def _float_to_uint8(values: np.ndarray) -> Image.Image:
     return Image.fromarray(finite.clip(0, 255, out=finite).astype(np.uint8))
 
 
+def _describe_other(path: Path | str) -> str:
+    """What a file is that PIL does not recognise as an image."""
+    if not Path(path).stat().st_size:
+        return "an empty file"
+    ending = Path(path).suffix.lower()
+    if ending in UNREAD_EXTENSIONS:
+        return f"a format that is not supported ({ending}); convert it to JPEG or PNG"
+    return "another kind of file"
+
+
 @contextmanager
 def _open_image(path: Path | str) -> Iterator[Image.Image]:
     try:
@@ -341,7 +351,7 @@ def _open_image(path: Path | str) -> Iterator[Image.Image]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such image") from None
     except UnidentifiedImageError:
-        raise InputError(f"{path}: expected an image, found another kind of file") from None
+        raise InputError(f"{path}: expected an image, found {_describe_other(path)}") from None
     except Image.DecompressionBombError:
         raise InputError(
             f"{path}: expected an image of at most {MAX_PIXELS} pixels, found a larger one"

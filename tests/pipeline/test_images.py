@@ -220,8 +220,8 @@ def to_postscript(content):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda _: b"", "expected"),
-        (lambda _: b"not an image at all", "expected"),
+        (lambda _: b"", "expected an image, found an empty file"),
+        (lambda _: b"not an image at all", "expected an image, found another kind of file"),
         (header_of_20_000_pixels_a_side, f"expected an image of at most {MAX_PIXELS}"),
         (to_postscript, "expected an image, found PostScript"),
     ],
@@ -233,6 +233,13 @@ def test_other_files_are_refused(rgb_image, tmp_path, read, change, message):
     with pytest.raises(InputError, match=rf"a\.png: {message}") as caught:
         read(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("read", [read_image, read_image_size])
+def test_formats_that_are_not_read_are_named(tmp_path, read):
+    (tmp_path / "a.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    with pytest.raises(InputError, match=r"a\.HEIC: .*\.heic.*convert it to JPEG or PNG"):
+        read(tmp_path / "a.HEIC")
 
 
 @pytest.mark.parametrize("read", [read_image, read_image_size])

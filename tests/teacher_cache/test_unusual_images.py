@@ -92,7 +92,7 @@ READABLE = {
 FAILED = {
     "truncated": (truncated(0.6), "expected a whole image"),
     "only a header": (truncated(0.02), "expected a"),
-    "empty": (empty, "expected an image, found another kind of file"),
+    "empty": (empty, "expected an image, found an empty file"),
     "text": (lambda path, _: path.write_text("hello"), "expected an image, found another kind"),
     "bomb": (bomb, "expected an image of at most"),
     "missing": (lambda path, _: None, "no such image"),
