@@ -150,7 +150,9 @@ def _check_part(dataset: Dataset, name: str, strict: bool) -> PartReport:
         check.files = frozenset(list_file_names(folder))
     with check.catch_errors():
         annotations = dataset.load(name, strict, lenient=True)
-        check.annotated = len(annotations.annotations)
+        # Images of a part without an annotation file are annotated as empty ones when loaded.
+        if dataset.parts[name].annotations is not None:
+            check.annotated = len(annotations.annotations)
         names = {annotation.image_id for annotation in annotations.annotations}
         check.listed = frozenset(
             name

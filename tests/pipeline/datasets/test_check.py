@@ -46,6 +46,14 @@ def test_a_part_without_annotations_is_named(small_dataset, checked):
     assert len(checks) == 1 and line == ""
 
 
+def test_a_folder_of_images_is_not_annotated(small_dataset):
+    (small_dataset / "dataset.toml").write_text(
+        'vocabulary = "hico-det"\n[train]\nimages = "images/train2015"\n'
+    )
+    (train,) = check_dataset(open_dataset(small_dataset))
+    assert (train.images, train.annotated, train.labels, train.problems) == (2, 0, 0, [])
+
+
 ANNOTATIONS = "annotations/trainval_hico.json"
 
 
