@@ -95,10 +95,12 @@ def find_images(
                 videos.setdefault(os.path.abspath(path), (path, relative))
             else:
                 skipped.append(path)
-        if not matches:
-            is_folder = Path(pattern).is_dir()
-            what = "images in this folder" if is_folder else "file matches this pattern"
-            warnings.append(f"{pattern}: no {what}")
+        if not matches and Path(pattern).is_dir():
+            is_skipped = _is_below(Path(pattern), exclude)
+            why = ", which is not searched because it is for the results" if is_skipped else ""
+            warnings.append(f"{pattern}: no images in this folder{why}")
+        elif not matches:
+            warnings.append(f"{pattern}: no file matches this pattern")
         elif skipped == [Path(pattern)]:
             warnings.append(f"{pattern}: {no_videos}")
         elif skipped:

@@ -66,6 +66,8 @@ def test_the_output_folder_is_not_searched(photos):
     assert found and not any("trip" in path.parts for path in found)
     with pytest.raises(InputError, match="no file matches this pattern"):
         find_images(["photos/trip/**/*.*"], Path("photos/trip"))
+    with pytest.raises(InputError, match=r"photos/trip: no images in this folder, .* not searched"):
+        find_images(["photos/trip"], Path("photos"))
 
 
 def test_photographs_of_unsupported_formats_are_counted(photos, messages):
