@@ -100,6 +100,8 @@ def run_student(config: RunConfig) -> Results | None:
         start = context.broadcast(lambda: stack.enter_context(claim))
         if start is None and not any(each.has("backbone") for each in reports):
             init_norm_statistics(model, inputs.images)
+            if not recipe.train.backbone_lr_factor:
+                logger.warning("the backbone is frozen, so that its random weights are not trained")
         workers = default_num_workers(config.workers, processes=context.local_world_size)
         trainer = Trainer(
             inputs,

@@ -217,6 +217,8 @@ def test_a_longer_run_continues_another(configure_run, tmp_path, messages):
     assert "resuming at step 2 of 4" in "\n".join(messages)
     assert [line["step"] for line in read_lines(tmp_path / "second/metrics.jsonl")] == [4]
     assert sum("norm statistics" in line for line in messages) == 1
+    # Preset toy freezes the backbone.
+    assert sum("random weights are not trained" in line for line in messages) == 1
 
 
 def test_a_backbone_with_random_weights_gets_measured_norm_statistics(run):
