@@ -18,6 +18,7 @@ from typing import ParamSpec, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
 from pipeline.utils.errors import InputError
 from pipeline.utils.progress import track
@@ -61,6 +62,8 @@ EXIF_TRANSPOSES = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# The others are their own inverse.
+INVERSE_ORIENTATIONS = {6: 8, 8: 6}
 # Headers are read by many threads, because on a network file system waiting dominates.
 READ_THREADS = 16
 # PIL refuses images of more than twice the number of pixels that it warns about. Decoded, this is
@@ -165,8 +168,12 @@ def to_upright_rgb(image: Image.Image) -> Image.Image:
 
 def _to_upright_rgb(image: Image.Image, apply_exif: bool = True) -> Image.Image:
     """`to_upright_rgb` of an image that is not used any more: copies of large ones matter."""
+    orientation = _exif_orientation(image) if apply_exif or isinstance(image, TiffImageFile) else 1
     image.load()
-    turn = EXIF_TRANSPOSES.get(_exif_orientation(image)) if apply_exif else None
+    if isinstance(image, TiffImageFile):
+        # PIL has turned it while it loaded it.
+        orientation = 1 if apply_exif else INVERSE_ORIENTATIONS.get(orientation, orientation)
+    turn = EXIF_TRANSPOSES.get(orientation)
     # A plain image in place of one of a file format, with the same pixels.
     upright = image._new(image.im) if turn is None else image.transpose(turn)
     if upright.mode.startswith("I"):
@@ -253,7 +260,8 @@ def read_header(path: Path | str, decode: bool = False) -> ImageHeader:
     """
     with _open_image(path) as image:
         ignore_exif = isinstance(path, IgnoreExifPath)
-        header = ImageHeader(image.size, 1 if ignore_exif else _exif_orientation(image, path))
+        orientation = 1 if ignore_exif else _exif_orientation(image, path)
+        header = ImageHeader(_stored_size(image), orientation)
         if decode:
             image.draft(None, (1, 1))
             _to_upright_rgb(image)
@@ -279,6 +287,13 @@ def _read_header_or_error(path: Path, decode: bool) -> ImageHeader | InputError:
 def read_image_size(path: Path | str) -> tuple[int, int]:
     """Width and height of the upright image; see `read_header`."""
     return read_header(path).size
+
+
+def _stored_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an opened image as stored; of TIFF files, newer PIL gives the upright."""
+    if isinstance(image, TiffImageFile):
+        return image.tag_v2[IMAGEWIDTH], image.tag_v2[IMAGELENGTH]
+    return image.size
 
 
 def _exif_orientation(image: Image.Image, path: Path | str | None = None) -> int:

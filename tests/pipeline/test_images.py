@@ -5,6 +5,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,10 +16,13 @@ from PIL.PngImagePlugin import PngImageFile
 
 from pipeline import images
 from pipeline.images import (
+    EXIF_TRANSPOSES,
     MAX_PIXELS,
     TRANSIENT_ERRORS,
     IgnoreExifPath,
+    ImageHeader,
     TransientReadError,
+    read_header,
     read_image,
     read_image_size,
     to_array,
@@ -118,12 +122,25 @@ def test_the_header_of_a_png_file_is_read_without_its_pixels(rgb_image, tmp_path
     assert read_image_size(tmp_path / "a.png") == (40, 20)
 
 
-def test_an_image_whose_orientation_is_ignored(rgb_image, tmp_path):
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif"])
+def test_all_orientations_in_all_formats(rgb_image, tmp_path, name, orientation):
+    """Applied, and ignored; PIL itself turns TIFF files."""
+    rgb_image.paste((40, 200, 40), (0, 0, 20, 10))
     exif = Image.Exif()
-    exif[0x0112] = 6
-    rgb_image.save(tmp_path / "turned.jpg", exif=exif)
-    image = read_image(IgnoreExifPath(tmp_path / "turned.jpg"))
-    assert image.size == to_upright_rgb(image).size == (40, 20)
+    exif[0x0112] = orientation
+    path = tmp_path / name
+    rgb_image.save(path, exif=exif)
+    turn = EXIF_TRANSPOSES.get(orientation)
+    upright = rgb_image if turn is None else rgb_image.transpose(turn)
+    for source, expected in ((path, upright), (IgnoreExifPath(path), rgb_image)):
+        image = read_image(source)
+        assert image.size == read_image_size(source) == to_upright_rgb(image).size == expected.size
+        for x, y in product((2, image.width - 3), (2, image.height - 3)):
+            assert near(image.getpixel((x, y)), expected.getpixel((x, y)))
+    assert read_header(path) == ImageHeader((40, 20), orientation)
+    with Image.open(path) as opened:
+        assert to_upright_rgb(opened).size == upright.size
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
