@@ -236,22 +236,29 @@ def draw_labelled_pairs(
     for box in sorted(colours, key=lambda box: (box[0] - box[2]) * (box[3] - box[1])):
         canvas.draw_box(np.array(box), colours[box])
     targets = np.array([label.boxes[1] for label in labels if len(label.boxes) == 2])
-    if num_hidden := (num_pairs or len(labels)) - len(labels):
-        line = LabelLine(f"and {count_noun(num_hidden, 'more pairs')}")
-        labels.append(Label([line], np.tile(canvas.overlay.size, (1, 2)), WHITE))
     obstacles = (
         (boxes * scale, BOX_COST),
         (np.unique(targets.reshape(-1, 4), axis=0), OBJECT_COST),
         (face_boxes(people * scale), FACE_COST),
     )
+    gap, placed = em * scale / 4, np.zeros((0, 4))
+    if num_hidden := (num_pairs or len(labels)) - len(labels):
+        note = Label([hidden_pairs_line(num_hidden)], np.tile(canvas.overlay.size, (1, 2)), WHITE)
+        size = measure_labels([note.lines], em * scale)
+        # In the corner, as it leaves the most room for a large label there.
+        corner = np.maximum(canvas.overlay.size - size - gap, 0)
+        placed = np.hstack([corner, corner + size])
     corners = place_labels(
         [label.boxes for label in labels],
         measure_labels([label.lines for label in labels], em * scale),
         canvas.overlay.size,
         np.vstack([rows for rows, _ in obstacles]),
         np.concatenate([np.full(len(rows), cost) for rows, cost in obstacles]),
-        gap=em * scale / 4,
+        gap,
+        placed,
     )
+    if num_hidden:
+        labels, corners = [*labels, note], np.vstack([corners, placed[:, :2]])
     canvas.draw_labels(labels, corners, em * scale)
     # For an integer factor, reduce() is much faster than resize().
     overlay = canvas.overlay.reduce(scale)
@@ -269,24 +276,40 @@ def font_size(size: tuple[int, int]) -> int:
     return max(MIN_FONT_SIZE, round(share))
 
 
+def hidden_pairs_line(number: int) -> LabelLine:
+    """The note about pairs that are left out."""
+    return LabelLine(f"and {count_noun(number, 'more pairs')}")
+
+
 def fit_labels(labels: Sequence[Sequence[LabelLine]], size: tuple[int, int]) -> tuple[int, int]:
     """Font size in pixels, and how many of the labels are drawn.
 
     At most as many are drawn as there are colours, so that each has its own. The font shrinks until
-    every label is narrower than the image, and, to half its size at most, until they cover at most
+    every label fits into the image, and, to half its size at most, until they cover at most
     `LABEL_SHARE` of it. The last labels, which then exceed `MAX_LABEL_SHARE`, are not drawn.
     """
-    labels = labels[: len(PAIR_COLOURS)]
     largest = em = font_size(size)
     supersampling = choose_supersampling(size)
     while True:
-        sizes = measure_labels(labels, em * supersampling) / supersampling
+        sizes = measure_labels(labels[: len(PAIR_COLOURS)], em * supersampling) / supersampling
         covered = np.cumsum(sizes.prod(axis=1)) / (size[0] * size[1])
         is_crowded = covered[-1] > LABEL_SHARE and em > largest / 2
-        if em == MIN_FONT_SIZE or not (is_crowded or (sizes > size).any()):
+        fits = (least_size(labels, em * supersampling) <= np.multiply(size, supersampling)).all()
+        if em == MIN_FONT_SIZE or (fits and not is_crowded):
             num_drawn = max(1, int((covered <= MAX_LABEL_SHARE).sum()))
             return em, num_drawn
         em = max(MIN_FONT_SIZE, min(em - 1, int(0.93 * em)))
+
+
+def least_size(labels: Sequence[Sequence[LabelLine]], em: int) -> np.ndarray:
+    """(2,) width and height of an image in which each of the labels fits, with the note that the
+    others are left out, in pixels."""
+    sizes = measure_labels(labels[: len(PAIR_COLOURS)], em)
+    if len(labels) == 1:
+        return sizes[0] + em
+    note = measure_labels([[hidden_pairs_line(len(labels))]], em)[0]
+    width, height = sizes.max(axis=0)
+    return np.array([max(width, note[0]), height + note[1]]) + em
 
 
 def measure_labels(labels: Sequence[Sequence[LabelLine]], em: int) -> np.ndarray:

@@ -22,8 +22,8 @@ from evaluation.drawing.canvas import (
     draw_labelled_pairs,
     fit_labels,
     font_size,
+    least_size,
     load_font,
-    measure_labels,
     star_polygon,
     tile_images,
 )
@@ -122,8 +122,8 @@ def draw_interactions(
     captions = _caption_pairs(content, vocabulary, unseen, tp_mask)
     if not captions:
         return drawing
-    largest = measure_labels(list(captions.values()), MIN_FONT_SIZE).max(axis=0) + MIN_FONT_SIZE
-    least = np.maximum(np.ceil(largest), min(MIN_SHORT_SIDE, long_side / 3))
+    largest = np.ceil(least_size(list(captions.values()), MIN_FONT_SIZE))
+    least = np.maximum(largest, min(MIN_SHORT_SIDE, long_side / 3))
     drawing, offset = add_margin(drawing, least.astype(int).tolist())
     boxes = content.boxes.astype(np.float64) * scale + offset
     return _draw_captions(drawing, captions, boxes, content.labels == vocabulary.person)

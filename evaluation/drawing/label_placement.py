@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 # Costs of a label's position, relative to a distance of one label height. Labels overlap only if
-# there is no free position at all. A box or face costs this if the label covers all of it, or is
+# there is no free position at all, and then little. A box or face costs this if the label covers all of it, or is
 # covered by it.
 LABEL_OVERLAP_COST = 1000.0
 BOX_COST, OBJECT_COST, FACE_COST = 1.0, 2.0, 6.0
@@ -30,6 +30,7 @@ def place_labels(
     obstacles: np.ndarray,
     costs: np.ndarray,
     gap: float,
+    placed: np.ndarray,
 ) -> np.ndarray:
     """Positions of labels, chosen one after the other, each with the lowest cost.
 
@@ -41,11 +42,12 @@ def place_labels(
         obstacles: (M, 4) xyxy boxes that labels should not cover.
         costs: (M,) cost of covering each of them.
         gap: free distance between labels, and to the edge of the image.
+        placed: (P, 4) xyxy labels that have their positions.
 
     Returns:
         (N, 2) top left corners. All lengths are in pixels of the image.
     """
-    chosen, placed = np.zeros((len(anchors), 2)), np.zeros((0, 4))
+    chosen = np.zeros((len(anchors), 2))
     obstacle_areas = (obstacles[:, 2:] - obstacles[:, :2]).prod(axis=1)
     # Tall labels first, as they are the hardest to place.
     for row in np.argsort(-sizes[:, 1], kind="stable"):
@@ -58,8 +60,9 @@ def place_labels(
             ],
             axis=0,
         )
-        overlap = _overlap_areas(labels + np.array([-gap, -gap, gap, gap]), placed) / area
-        cost += LABEL_OVERLAP_COST * overlap.sum(axis=1)
+        overlap = _overlap_areas(labels + np.array([-gap, -gap, gap, gap]), placed)
+        # The share alone would let a large label cover a small one.
+        cost += LABEL_OVERLAP_COST * ((overlap > 0) + overlap / area).sum(axis=1)
         smaller_areas = np.maximum(np.minimum(obstacle_areas, area), 1)
         cost += (_overlap_areas(labels, obstacles) / smaller_areas) @ costs
         best = int(np.argmin(cost))

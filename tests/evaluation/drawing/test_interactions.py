@@ -146,6 +146,25 @@ def test_the_lowest_scores_are_left_out(toy, drawn_labels, assert_apart, size, n
     assert_apart(**drawn_labels)
 
 
+@pytest.mark.parametrize("size", [(12, 290), (290, 12), (1, 1), (2, 9), (427, 163)])
+def test_a_label_of_many_lines_and_the_note(toy, drawn_labels, assert_apart, size):
+    """The label may need all of a small image; the note that a pair is left out has room too."""
+    balls = np.full(3, toy.objects.index("ball"))
+    verbs = np.flatnonzero(toy.interaction_ids[:, balls[0]] >= 0)
+    found = Detections(
+        image_id="a.jpg",
+        boxes=np.array([[0, 0, *size], [0, 0, *size], [0, 0, 1, 1], [0, 0, 1, 0.5]], np.float32),
+        labels=np.array([toy.person, *balls]),
+        hois=np.array([[0, 1 + pair, verb] for pair in range(3) for verb in verbs]),
+        scores=np.linspace(0.9, 0.1, 3 * len(verbs), dtype=np.float32),
+    )
+    for long_side in (None, 128):
+        draw_interactions(grey_image(*size), found, toy, range(0, 40, 3), long_side=long_side)
+        *_, note = drawn_labels.pop("labels")
+        assert long_side is None or note.lines[0].text.startswith("and ")
+        assert_apart(**drawn_labels)
+
+
 def test_lines_and_letters_grow_with_the_image(toy, drawn_labels):
     """A drawing of a large image is the large drawing of a small one."""
     for factor in (1, 6):

@@ -7,10 +7,10 @@ IMAGE_SIZE = (400, 300)
 NO_BOXES = np.zeros((0, 4))
 
 
-def place(anchors, sizes, obstacles=NO_BOXES, cost=1.0):
+def place(anchors, sizes, obstacles=NO_BOXES, cost=1.0, placed=NO_BOXES):
     anchors = [anchor.reshape(-1, 4) for anchor in anchors]
     costs = np.full(len(obstacles), cost)
-    return place_labels(anchors, np.array(sizes), IMAGE_SIZE, obstacles, costs, gap=2)
+    return place_labels(anchors, np.array(sizes), IMAGE_SIZE, obstacles, costs, 2, placed)
 
 
 def test_one_label_sits_on_its_box():
@@ -38,6 +38,13 @@ def test_label_wider_than_the_image():
     anchor = np.array([[10.0, 10, 20, 20]])
     (corner,) = place(anchor, [[900.0, 20]])
     assert corner[0] == 0
+
+
+def test_label_beside_one_that_has_its_position():
+    anchor = np.array([[100.0, 100, 180, 200]])
+    above = np.array([[90.0, 60, 200, 98]])
+    (corner,) = place(anchor, [[60.0, 20]], placed=above)
+    assert corner[1] >= 100
 
 
 @pytest.mark.parametrize("seed", range(4))
