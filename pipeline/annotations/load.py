@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.annotations.base import ParseContext, format_issues, is_utf8
+from pipeline.annotations.base import BOX_OUT_OF_BOUNDS, ParseContext, format_issues, is_utf8
 from pipeline.annotations.coco import parse_coco
 from pipeline.annotations.hico import parse_anno_bbox, parse_hoia, parse_instances
 from pipeline.annotations.swig import SwigImage, is_swig, parse_swig
@@ -69,7 +69,12 @@ class AnnotationFile:
         InputError: there is no label; names the issues that labels were dropped for.
         """
         if not self.num_labels:
-            dropped = ", ".join(count_noun(count, kind) for kind, count in self.issues.items())
+            # Clipped boxes keep their labels.
+            dropped = ", ".join(
+                count_noun(count, kind)
+                for kind, count in self.issues.items()
+                if kind != BOX_OUT_OF_BOUNDS
+            )
             found = f"none that is valid: {dropped}" if dropped else "none"
             raise bad_field(self.path, "file", "labelled interactions", found)
 

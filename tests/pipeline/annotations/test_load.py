@@ -43,3 +43,12 @@ def test_limited_images_are_at_equal_distances(save_json, hico):
     assert (few.limit, few.digest) == (4, f"limit 4 {file.digest}")
     assert file.limited(None) is file.limited(10) is file and file.limit is None
     assert few.limited(4) is few
+
+
+def test_clipped_boxes_are_no_reason_for_missing_labels(save_json, hico):
+    entry = {"file_name": "a.jpg", "width": 10, "height": 10, "hoi_annotation": []}
+    entry["annotations"] = [{"bbox": [1, 1, 20, 9], "category_id": 1}]
+    file = load_annotations(save_json([entry]), hico, "train")
+    assert file.issues
+    with pytest.raises(InputError, match=r"expected labelled interactions, found none$"):
+        file.require_labels()
