@@ -103,7 +103,11 @@ def _to_input_error(message: str, value: Any, kind: Any, file: object, where: st
             expected = f"only {', '.join(one.encode_name for one in info.fields)}"
             return bad_field(file, inner, expected, "an unknown field")
         return bad_field(file, inner, _describe(_descend(info, field[2], "")), MISSING)
-    return bad_field(file, where or "content", _describe(info), found)
+    expected = _describe(info)
+    if isinstance(found, str) and "number" in expected:
+        # A number as a text: "expected a whole number, found 128" would not say what is wrong.
+        found = repr(found)
+    return bad_field(file, where or "content", expected, found)
 
 
 def _wrong_key(mapping: dict[Any, Any], value: Any, kind: Any) -> Any:

@@ -67,7 +67,7 @@ def test_images_without_labels_are_only_in_the_ground_truth(read):
     [
         (["file_name"], "../a.jpg", "entry 0: file_name: .* below the images folder"),
         (["file_name"], "./b.jpg", "entry 1: file_name: expected every image once, found b.jpg"),
-        (["img_id"], "7", "injecting_1.jpg: img_id: expected a whole number, found 7"),
+        (["img_id"], "7", "injecting_1.jpg: img_id: expected a whole number, found '7'"),
         (["img_id"], 8, "b.jpg: img_id: expected every image once, found 8 a second time"),
         (["width"], ..., "injecting_1.jpg: width: .*the key is missing"),
         (BOX, [1, 2, 3], r"box_annotations\[1\].bbox: expected .*found \[1, 2, 3\]"),

@@ -50,6 +50,11 @@ def test_errors_name_file_field_expected_and_found(save_json, changed, path, val
     assert str(caught.value).startswith(f"{file}: {message}")
 
 
+def test_a_number_as_a_text_is_in_quotes():
+    with pytest.raises(InputError, match=r"count: expected a whole number .*, found '3'$"):
+        convert({"point": [0, 0], "count": "3"}, Entry, "a.json")
+
+
 def test_a_part_of_a_file_is_named():
     with pytest.raises(InputError, match=r"^a.json: parts.x.point: expected .* found 3$"):
         convert({"point": 3}, Entry, "a.json", "parts.x")
