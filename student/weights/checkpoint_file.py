@@ -116,6 +116,11 @@ def is_student_checkpoint(value: Any) -> bool:
     return isinstance(value, dict) and str(value.get("format")).startswith(FORMAT_PREFIX)
 
 
+def has_checkpoint(path: Path) -> bool:
+    """Whether a path is a file, or a run folder with a checkpoint."""
+    return path.is_file() or any((path / name).is_file() for name in (BEST, CHECKPOINT))
+
+
 def checkpoint_path(path: Path | str) -> Path:
     """The checkpoint at a path: a file itself; of a run folder the best, else the latest one.
 

@@ -38,7 +38,12 @@ from student.models.backbone import identify_resnet
 from student.models.detector import HOIDetector
 from student.models.text_head import TEXT_BUFFERS
 from student.models.timm_backbone import TIMM_PREFIX, create_timm_model, rename_timm_weights
-from student.weights.checkpoint_file import checkpoint_path, is_student_checkpoint, parse_checkpoint
+from student.weights.checkpoint_file import (
+    checkpoint_path,
+    has_checkpoint,
+    is_student_checkpoint,
+    parse_checkpoint,
+)
 from student.weights.published import checkpoint_argument, join_names, rename_published_key
 
 # Prefix of every key in DETR's panoptic model.
@@ -104,8 +109,10 @@ class PretrainedFile:
 
 
 def pretrained_path(path: Path) -> Path:
-    """The file at a path: that of a run's checkpoint, and of the toy detector for "toy"."""
-    return DETECTOR if path == Path(TOY) else checkpoint_path(path)
+    """The file at a path: that of a run's checkpoint, and of the toy detector for "toy", unless the
+    working directory has a file or run of that name."""
+    is_detector = path == Path(TOY) and not has_checkpoint(path)
+    return DETECTOR if is_detector else checkpoint_path(path)
 
 
 def read_pretrained(path: Path) -> PretrainedFile:
@@ -288,7 +295,7 @@ def _backbone_weights(weights: str, model: HOIDetector) -> PretrainedFile:
     name = model.config.backbone
     is_timm = name.startswith(TIMM_PREFIX)
     if weights != DEFAULT or name == TOY:
-        path = pretrained_path(Path(TOY if weights == DEFAULT else weights))
+        path = DETECTOR if weights == DEFAULT else pretrained_path(Path(weights))
         content = read_checkpoint(path)
         if not is_timm or is_student_checkpoint(content):
             return _parse_pretrained(content, path)

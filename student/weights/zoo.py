@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.utils.errors import InputError
 from pipeline.utils.files import read_json
 from pipeline.utils.logging import get_logger
-from student.weights.checkpoint_file import BEST, CHECKPOINT, checkpoint_path
+from student.weights.checkpoint_file import checkpoint_path, has_checkpoint
 
 logger = get_logger(__name__)
 
@@ -76,8 +76,7 @@ def find_checkpoint(path: Path | str) -> Path:
     text, path = os.fspath(path), Path(path)
     if os.sep not in text and not path.suffix:
         zoo = read_zoo()
-        is_found = path.is_file() or any((path / name).is_file() for name in (BEST, CHECKPOINT))
-        if text in zoo and not is_found:
+        if text in zoo and not has_checkpoint(path):
             if path.exists():
                 logger.info(f"{path}: opening the package's weights; this folder has no checkpoint")
             if not zoo[text].file.is_file():

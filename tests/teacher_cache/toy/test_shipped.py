@@ -110,3 +110,6 @@ def test_the_name_is_no_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert pretrained_path(Path("toy")) == DETECTOR
     assert ClipTeacher(ClipConfig("toy"), CPU).image_size == 64
+    # A run of that name takes precedence, as for `eoid-predict toy`.
+    (tmp_path / "toy/checkpoint.pt").touch()
+    assert pretrained_path(Path("toy")) == Path("toy/checkpoint.pt")
