@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, get_type_hints
 
-from pipeline.utils.config_fields import check_settings, setting
+from pipeline.utils.config_fields import check_settings, check_share, setting
 from pipeline.utils.errors import InputError, bad_field
 
 # A copy of the names in `student.models.backbone`, which imports torch, so that `--help` need not.
@@ -424,6 +424,7 @@ class TrainConfig(CheckedSettings):
                 f"warmup_steps: expected 0, because {self.schedule} has its own warm-up, found"
                 f" {self.warmup_steps}"
             )
+        check_share("val_size", self.val_size)
         if not self.val_size and (self.val_every or self.keep == "best"):
             name = "val_every" if self.val_every else "keep"
             raise InputError(f"{name}: expected a val_size above 0 as well, found 0")

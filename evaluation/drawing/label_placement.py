@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 # Costs of a label's position, relative to a distance of one label height. Labels overlap only if
-# there is no free position at all, and then little. A box or face costs this if the label covers all of it, or is
-# covered by it.
+# there is no free position at all, and then little. A box or face costs this if the label covers
+# all of it, or is covered by it.
 LABEL_OVERLAP_COST = 1000.0
 BOX_COST, OBJECT_COST, FACE_COST = 1.0, 2.0, 6.0
 # Beside the second box of a pair instead of the first.

@@ -23,6 +23,7 @@ from msgspec import Meta, Struct
 
 from pipeline.datasets.layouts import DATASET_FILE
 from pipeline.images import IMAGE_EXTENSIONS
+from pipeline.utils.config_fields import check_share
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import read_json, refuse_existing, write_json, write_text
 from pipeline.utils.logging import get_logger
@@ -408,9 +409,10 @@ def convert_label_studio(
         Numbers of training images, test images, boxes, labelled pairs, objects and verbs.
 
     Raises:
-        InputError: the export is not readable, an image is missing, a label is not in an existing
-            vocabulary, or files exist.
+        InputError: `test_size` is a broken number above 1, the export is not readable, an image is
+            missing, a label is not in an existing vocabulary, or files exist.
     """
+    check_share("test size", test_size)
     if not images.is_dir():
         raise InputError(f"{images}: expected a folder of images, found none")
     files = {part: out / f"annotations/{part}.json" for part in ("train", "test")}

@@ -101,3 +101,11 @@ def list_settings(config: type) -> dict[str, tuple[Setting, type]]:
             kinds = [kind for kind in getattr(hint, "__args__", (hint,)) if kind is not type(None)]
             found[one.name] = (described, kinds[0])
     return found
+
+
+def check_share(name: str, value: float) -> None:
+    """Raises:
+    InputError: the value is neither a fraction below 1 nor a whole number.
+    """
+    if value >= 1 and value % 1:
+        raise InputError(f"{name}: expected a fraction below 1 or a whole number, found {value:g}")

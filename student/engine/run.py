@@ -202,7 +202,8 @@ def init_norm_statistics(model: HOIDetector, images: TrainingDataset) -> None:
     ]
     statistics = pixel_statistics(model.backbone)
     measured = measure_norm_statistics(model.backbone, normalise(torch.stack(pixels), statistics))
-    norms = f" and norm statistics measured on {len(rows)} training images" if measured else ""
+    number = count_noun(len(rows), "training images")
+    norms = f" and norm statistics measured on {number}" if measured else ""
     logger.info(
         f"the backbone has random weights{norms}; --pretrained or --backbone-weights loads others"
     )

@@ -27,6 +27,7 @@ from student.config import (
         (lambda: TrainConfig(ema=1.0), "ema: expected"),
         (lambda: TrainConfig(learning_rate=0.0), "learning_rate: expected"),
         (lambda: TrainConfig(keep="best"), "keep: expected a val_size above 0 as well, found 0"),
+        (lambda: TrainConfig(val_size=2.5), "val_size: expected a fraction below 1 or a whole num"),
         (lambda: TrainConfig(val_every=2), "val_every: expected a val_size above 0 as well"),
         (
             lambda: TrainConfig(patience=2),

@@ -126,6 +126,12 @@ def test_person_is_the_subject_whatever_the_arrow(convert, other, arrow, expecte
     assert pairs == expected
 
 
+def test_a_broken_number_of_test_images_is_refused(convert, tmp_path):
+    with pytest.raises(InputError, match="test size: expected a fraction below 1 or a whole number"):
+        convert(task(1, "a.jpg", *RIDES), test_size=1.5)
+    assert not (tmp_path / "out").exists()
+
+
 def test_rotated_rectangle_becomes_the_box_around_it(convert):
     # Its top left corner at (100, 20), 40 wide and 20 high before a quarter turn to the right.
     turned = rectangle("b", "bicycle", [50, 20, 20, 20], rotation=90)
