@@ -54,8 +54,9 @@ UNIFORM_SHARE, DEGENERATE_SHARE = 0.95, 0.9
 # has 0.01 on photographs, because its features are nearly equal for all of them; distributions of
 # different images have 0.1 and more.
 CONSTANT_DISTANCE = 0.02
-# A mean probability above this one is a single certain action, as a good teacher may have for an
-# object; that is judged over several objects.
+# A mean probability above this one is a certain action, as a good teacher may have for an object;
+# that is judged over several objects. If all actions of an object are certain, as independent
+# probabilities may be, the teacher says yes to everything.
 CERTAIN_PROBABILITY = 0.99
 # An object's regions may be of one photograph, and so have one action. That is judged over objects
 # with some regions, and without the two that have the most.
@@ -255,7 +256,8 @@ class TeacherSpread:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         num_objects, num_verbs = vocabulary.num_objects, vocabulary.num_verbs
-        self._has_choice = _count_actions(vocabulary) > 1
+        self._num_actions = _count_actions(vocabulary)
+        self._has_choice = self._num_actions > 1
         self._num_regions = np.zeros(num_objects, dtype=np.int64)
         self._num_uniform = np.zeros(num_objects, dtype=np.int64)
         self._entropy_sums = np.zeros(num_objects)
@@ -327,7 +329,8 @@ class TeacherSpread:
         # Unbiased, since an object may have two regions.
         squares = self._square_sums[judged] - counts * np.square(means).sum(axis=1)
         is_constant = squares < CONSTANT_DISTANCE**2 * (counts - 1)
-        is_constant &= means.max(axis=1, initial=0) < CERTAIN_PROBABILITY
+        num_certain = (means >= CERTAIN_PROBABILITY).sum(axis=1)
+        is_constant &= (num_certain == 0) | (num_certain == self._num_actions[judged])
         num_constant = counts[is_constant].sum()
         if num_constant >= max(DEGENERATE_SHARE * counts.sum(), MIN_REGIONS):
             return [

@@ -127,18 +127,24 @@ def teacher(vocabulary):
             logits *= 100
         row = np.zeros(len(valid))
         row[actions] = np.exp(logits) / np.exp(logits).sum()
+        # Independent probabilities: all yes, all no, and two that are always yes.
+        if kind in ("yes", "no", "two"):
+            row[actions] = 0.002 + 0.003 * rng.random(len(actions))
+            certain = {"yes": actions, "no": [], "two": actions[:2]}[kind]
+            row[certain] = 1 - row[certain]
         return row
 
     def warn(kind, num_regions, num_objects, has_prompts=True):
         spread = TeacherSpread(vocabulary)
         labels = np.repeat(np.flatnonzero(valid.sum(axis=0) > 1)[:num_objects], num_regions)
         # A few regions are those of a healthy teacher, but equal distributions are exactly that.
-        is_healthy = (np.arange(len(labels)) % 50 == 7) & (kind not in ("constant", "single"))
+        is_healthy = (np.arange(len(labels)) % 50 == 7) & (kind in ("uniform", "certain"))
         kinds = np.where(is_healthy, "healthy", kind)
         rows = np.array([make(*each) for each in zip(kinds, labels, strict=True)], np.float16)
         for regions in np.array_split(np.arange(len(labels)), 2):
             part = np.repeat(regions, 2)
-            entropy = relative_entropy(rows[part], labels[part], vocabulary)
+            form = "independent" if kind in ("yes", "no", "two") else "softmax"
+            entropy = relative_entropy(rows[part], labels[part], vocabulary, form)
             spread.add(labels[part], part, rows[part], entropy, rows[part].argmax(axis=1))
         return spread.warnings(has_prompts)
 
@@ -165,10 +171,11 @@ def test_a_degenerate_teacher_is_reported_in_one_line(teacher, kind, num_objects
 
 
 @pytest.mark.parametrize("num_objects", [1, 5])
-def test_a_constant_teacher_is_reported(teacher, num_objects):
-    (line,) = teacher("constant", MIN_REGIONS // num_objects, num_objects)
+@pytest.mark.parametrize("kind", ["constant", "yes", "no"])
+def test_a_constant_teacher_is_reported(teacher, kind, num_objects):
+    (line,) = teacher(kind, MIN_REGIONS // num_objects, num_objects)
     assert f"{num_objects} of {num_objects} objects" in line and "same probabilities" in line
-    assert teacher("constant", (MIN_REGIONS - 1) // num_objects, num_objects) == []
+    assert teacher(kind, (MIN_REGIONS - 1) // num_objects, num_objects) == []
 
 
 def test_objects_with_few_regions_are_judged_together(teacher):
@@ -181,7 +188,7 @@ def test_objects_with_few_regions_are_judged_together(teacher):
 
 @pytest.mark.parametrize(
     ("kind", "num_objects"),
-    [("healthy", 5), ("sharp", 5), ("healthy", 1), ("single", 2), ("certain", 1)],
+    [("healthy", 5), ("sharp", 5), ("healthy", 1), ("single", 2), ("certain", 1), ("two", 2)],
 )
 def test_no_false_alarm(teacher, kind, num_objects):
     """One or two objects may have one action in all images."""
