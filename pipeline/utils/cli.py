@@ -39,6 +39,7 @@ PATH_ERRNOS = {
     errno.ENOENT,
     errno.EEXIST,
     errno.ENAMETOOLONG,
+    errno.ELOOP,
 }
 
 # Settings of the commands' help pages.

@@ -159,10 +159,11 @@ def _walk(folder: str | Path, exclude: Path | None) -> Iterator[str]:
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.name.startswith("."):
             continue
-        if not entry.is_dir():
-            yield entry.path
-        elif not entry.is_symlink():
+        if entry.is_dir(follow_symlinks=False):
             yield from _walk(entry.path, exclude)
+        # Links that lead nowhere, or in a circle, are files that cannot be read.
+        elif not (entry.is_symlink() and os.path.isdir(entry)):
+            yield entry.path
 
 
 def _is_below(path: Path, folder: Path | None) -> bool:

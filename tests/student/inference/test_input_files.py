@@ -61,6 +61,13 @@ def test_find_images(photos, patterns, paths, problems, messages):
     assert (messages, found.num_unused, found.videos) == (problems, len(problems), {})
 
 
+def test_links_that_lead_nowhere_and_in_circles_are_files(photos):
+    for name, target in (("circle.jpg", "circle.jpg"), ("nowhere.jpg", "nothing.jpg")):
+        os.symlink(target, photos / "empty" / name)
+    found = find_images(["empty"])
+    assert [path.name for path in found.images] == ["circle.jpg", "nowhere.jpg"]
+
+
 def test_the_output_folder_is_not_searched(photos):
     found = find_images(["photos"], Path("photos/trip")).images
     assert found and not any("trip" in path.parts for path in found)
