@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.photographs import DETECTIONS, TEACHER, write_photographs
 from benchmarks.plain_student import PlainTraining
-from benchmarks.program import recipe_setting, run_main
+from benchmarks.program import json_file, positive_int, recipe_setting, run_main
 from evaluation.hico.average_precision import evaluate
 from pipeline.splits import FULL
 from pipeline.utils.errors import InputError
@@ -235,19 +235,11 @@ def draw(curve: list[dict[str, Any]], file: Path) -> None:
     figure.savefig(file, dpi=150)
 
 
-def positive_int(text: str) -> int:
-    """A number of at least 1 on the command line."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, found {value}")
-    return value
-
-
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--queries", choices=("learned", "proposals"), required=True)
-    parser.add_argument("--json", type=Path, required=True, help="file of the curves")
+    parser.add_argument("--json", type=json_file, required=True, help="file of the curves")
     parser.add_argument("--out", type=Path, help="default: the file without its suffix")
     parser.add_argument("--side", type=positive_int, default=192, help="shorter side in pixels")
     parser.add_argument("--photographs", type=positive_int, help="default: all")

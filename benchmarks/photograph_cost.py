@@ -27,7 +27,7 @@ from torchvision.models import get_model
 
 from benchmarks.cache_build import random_clip
 from benchmarks.photographs import DETECTIONS, PHOTOS, TEACHER, write_teacher
-from benchmarks.program import recipe_setting, run_main
+from benchmarks.program import json_file, positive_int, recipe_setting, run_main
 from pipeline.images import read_image
 from pipeline.splits import FULL
 from pipeline.utils.files import write_json
@@ -267,7 +267,7 @@ def draw(tasks: dict[str, dict[str, float]], file: Path) -> None:
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, required=True, help="a figure is put beside this file")
+    parser.add_argument("--json", type=json_file, required=True, help="a figure is put beside it")
     parser.add_argument("--detectors", nargs="+", default=[DEFAULT_DETECTOR], help="of torchvision")
     parser.add_argument("--clips", nargs="+", default=["ViT-B-32", "RN50x16"], help="of open_clip")
     parser.add_argument(
@@ -279,11 +279,11 @@ def main() -> None:
         help="other settings of the student, values in JSON",
     )
     parser.add_argument(
-        "--photographs", type=int, default=4, help="for detector and student, at most 20"
+        "--photographs", type=positive_int, default=4, help="for detector and student, at most 20"
     )
-    parser.add_argument("--regions", type=int, default=16, help="that each CLIP encodes")
-    parser.add_argument("--batch-size", type=int, default=2, help="of the training step")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--regions", type=positive_int, default=16, help="that each CLIP encodes")
+    parser.add_argument("--batch-size", type=positive_int, default=2, help="of the training step")
+    parser.add_argument("--threads", type=positive_int, default=1)
     options = parser.parse_args()
     found, tasks = measure(options)
     settings = {**vars(options), "json": str(options.json), "torch": torch.__version__}

@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -23,6 +24,23 @@ def run_main(main: Callable[[], None]) -> NoReturn:
         context_settings={"ignore_unknown_options": True},
     )
     run_command(command)
+
+
+def positive_int(text: str) -> int:
+    """A number of at least 1 on the command line."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, found {value}")
+    return value
+
+
+def json_file(text: str) -> Path:
+    """A file on the command line that is written at the end, after hours perhaps."""
+    path = Path(text)
+    if path.suffix.lower() != ".json" or path.is_dir():
+        found = "a folder of this name" if path.is_dir() else text
+        raise argparse.ArgumentTypeError(f"expected a file that ends in .json, found {found}")
+    return path
 
 
 def recipe_setting(text: str) -> tuple[str, Any]:

@@ -265,6 +265,19 @@ def test_bad_options_of_the_training_on_photographs(tmp_path, words, facts):
     assert all(fact in done.stderr for fact in facts), done.stderr
 
 
+@pytest.mark.parametrize("benchmark", [overfit, photograph_cost])
+@pytest.mark.parametrize("name", ["curve", "curve.txt", "folder.json"])
+def test_a_bad_output_file_is_refused_before_the_work(tmp_path, benchmark, name):
+    """The folder of the checkpoints has the file's name without its suffix."""
+    (tmp_path / "folder.json").mkdir()
+    queries = ["--queries", "learned"] if benchmark is overfit else []
+    done = run_command(
+        lambda: run_main(benchmark.main), "benchmark", *queries, "--json", tmp_path / name
+    )
+    assert done.returncode == 2 and "expected a file that ends in .json" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.json"]
+
+
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
