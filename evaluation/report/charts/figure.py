@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,10 @@ STYLE: Any = {
     **{f"{axis}tick.labelsize": 8 for axis in "xy"},
     **{f"{axis}tick.{kind}.size": 0 for axis in "xy" for kind in ("major", "minor")},
 }
+
+
+# Users cannot act on these: the font lacks the letters of some scripts, and draws boxes instead.
+warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
 
 
 @dataclass(frozen=True)

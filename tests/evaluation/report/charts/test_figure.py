@@ -1,5 +1,6 @@
 import io
 import re
+import subprocess
 import sys
 
 import pytest
@@ -89,3 +90,16 @@ def test_chart_files(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(InputError, match=r"matplotlib.*\[report\]"):
         check_chart_file(file, overwrite=True)
+
+
+def test_letters_that_the_font_lacks_give_no_warning():
+    code = """
+import io
+from evaluation.report.charts import figure
+from matplotlib.figure import Figure
+drawing = Figure()
+drawing.text(0.5, 0.5, "\\u65e5\\u672c.jpg\\t")
+drawing.savefig(io.BytesIO())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
