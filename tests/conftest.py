@@ -43,10 +43,12 @@ GOLDEN = Path(os.environ.get("EOID_GOLDEN_DIR") or DATA / "golden")
 # The slowest files come first, so that no process waits for one of them at the end.
 SLOWEST = (
     "tests/test_benchmarks.py",
+    "tests/student/inference/test_export.py",
     "tests/teacher_cache/cluster/test_slurm.py",
+    "tests/test_zero_shot.py",
+    "tests/teacher_cache/cluster/test_status.py",
     "tests/test_photographs.py",
     "tests/student/test_slurm.py",
-    "tests/test_zero_shot.py",
 )
 
 
