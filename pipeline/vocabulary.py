@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import read_json, sha256_of_json
-from pipeline.utils.schema import Number, Text, convert
+from pipeline.utils.schema import Line, Number, convert
 
 BUILTIN_VOCABULARIES = ("hico-det", "vcoco", "swig-hoi", "toy")
 NO_INTERACTION = "no_interaction"
@@ -150,13 +150,13 @@ class Vocabulary:
 
 
 class _Object(Struct):
-    name: Text
+    name: Line
     id: Number
 
 
 class _Verb(Struct):
-    name: Text
-    ing: Text
+    name: Line
+    ing: Line
 
 
 class _Split(Struct):

@@ -19,7 +19,6 @@ from pathlib import Path
 from types import UnionType
 from typing import (
     TYPE_CHECKING,
-    Annotated,
     Any,
     ClassVar,
     TypeVar,
@@ -29,13 +28,12 @@ from typing import (
     get_type_hints,
 )
 
-from msgspec import Meta
 from msgspec.inspect import CustomType, type_info
 
 from pipeline.utils.errors import InputError, bad_field
 from pipeline.utils.files import sha256_of_file, sha256_of_json
 from pipeline.utils.logging import get_logger
-from pipeline.utils.schema import convert
+from pipeline.utils.schema import Line, convert
 
 if TYPE_CHECKING:
     import torch
@@ -46,8 +44,6 @@ logger = get_logger(__name__)
 CLASS_NAME = re.compile(r"(?:(.*)/)?([^\W\d]\w*(?:\.[^\W\d]\w*)*):([^\W\d]\w*)")
 # Package of the classes whose errors are not the user's.
 OWN_PACKAGE = "teacher_cache"
-# In errors and tables, which are lines.
-Name = Annotated[str, Meta(pattern=r"\A[^\n\r]*\S[^\n\r]*\Z", description="a text of one line")]
 # Longest message of an error that a line contains.
 MAX_REASON = 300
 
@@ -85,7 +81,7 @@ class Plugin(ABC):
         Raises:
             InputError: an attribute has a wrong value.
         """
-        convert(self.name, Name, f"--{self.plugin_kind}", f"name of {type(self).__qualname__}")
+        convert(self.name, Line, f"--{self.plugin_kind}", f"name of {type(self).__qualname__}")
 
 
 Kind = TypeVar("Kind", bound=Plugin)

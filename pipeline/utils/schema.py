@@ -20,6 +20,8 @@ from pipeline.utils.files import read_json
 Kind = TypeVar("Kind")
 
 Text = Annotated[str, Meta(pattern=r"\S", description="a text")]
+# For names in errors and tables, which are lines.
+Line = Annotated[str, Meta(pattern=r"\A[^\n\r\0]*\S[^\n\r\0]*\Z", description="a text of one line")]
 # Arrays have 64 bits per integer.
 Number = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1, description="a whole number")]
 # Larger counts and sizes are mistakes, and very large ones overflow float arithmetic.

@@ -131,6 +131,12 @@ CUP = {"name": "cup", "id": 1}
         ("objects", [{**CUP, "name": "person"}, CUP], "objects, id: expected.*found 1 2 times"),
         ("verbs", ["lift"], r"verbs\[0\]: expected"),
         ("verbs", [{"name": "lift", "ing": " "}], r"verbs\[0\].ing: expected"),
+        (
+            "verbs",
+            [{"name": "li\nft", "ing": "a"}],
+            r"verbs\[0\].name: expected a text of one line",
+        ),
+        ("objects", [{**CUP, "name": "cu\0p"}], r"objects\[0\].name: expected a text of one line"),
         ("verbs", MINE["verbs"] * 2, "verbs, name: .*lift 2 times"),
         ("interactions", [[0, 2]], r"interactions\[0\]: expected \[verb below 2, object below 2\]"),
         ("interactions", [[0, 1], [0, 1]], "interactions: expected"),
