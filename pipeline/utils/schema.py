@@ -21,7 +21,9 @@ Kind = TypeVar("Kind")
 
 Text = Annotated[str, Meta(pattern=r"\S", description="a text")]
 # For names in errors and tables, which are lines.
-Line = Annotated[str, Meta(pattern=r"\A[^\n\r\0]*\S[^\n\r\0]*\Z", description="a text of one line")]
+Line = Annotated[
+    str, Meta(pattern=r"\A[^\n\r\0]*[^\s\0][^\n\r\0]*\Z", description="a text of one line")
+]
 # Arrays have 64 bits per integer.
 Number = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1, description="a whole number")]
 # Larger counts and sizes are mistakes, and very large ones overflow float arithmetic.
@@ -31,6 +33,7 @@ PositiveFloat = Annotated[float, Meta(gt=0, le=1e9, description="a number above 
 MISSING = "nothing (the key is missing)"
 WRONG_FIELD = re.compile(r"Object (missing required|contains unknown) field `(.+?)`")
 PATH = re.compile(r" - at `(?:key in )?\$(.*)`$")
+NUMERAL = re.compile(r"\s*[-+]?\d*\.?\d*\s*")
 STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
 NAMES: dict[type, str] = {
     inspect.CustomType: "a path",
@@ -106,8 +109,8 @@ def _to_input_error(message: str, value: Any, kind: Any, file: object, where: st
             return bad_field(file, inner, expected, "an unknown field")
         return bad_field(file, inner, _describe(_descend(info, field[2], "")), MISSING)
     expected = _describe(info)
-    if isinstance(found, str) and "number" in expected:
-        # A number as a text: "expected a whole number, found 128" would not say what is wrong.
+    if isinstance(found, str) and "number" in expected and NUMERAL.fullmatch(found):
+        # "expected a whole number, found 128" would not say what is wrong.
         found = repr(found)
     return bad_field(file, where or "content", expected, found)
 
