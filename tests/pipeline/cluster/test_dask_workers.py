@@ -158,18 +158,27 @@ def test_workers_that_never_end_a_shard_hold_nobody_up(run_in_threads):
     assert sorted(name for _, name in further) == names and one != other
 
 
+ALL_STARTED = threading.Event()
+
+
 def wait_for_short_tasks(task):
     with LOCK:
         CALLS.append((get_worker().address, task.name))
-        if sum(name.startswith("short") for _, name in CALLS) == 6:
+        num_short = sum(name.startswith("short") for _, name in CALLS)
+        if len(CALLS) - num_short == 19:
+            ALL_STARTED.set()
+        if num_short == 6:
             RELEASE.set()
-    assert task.name.startswith("short") or RELEASE.wait(300)
+    # On a busy machine, a worker may end several short tasks before another one starts its first.
+    awaited = ALL_STARTED if task.name.startswith("short") else RELEASE
+    assert awaited.wait(300)
     return task.name
 
 
 def test_a_worker_with_free_threads_gets_no_second_task(run_in_threads):
     """If there are 20 workers or more, Dask itself takes any of those with a free thread."""
     names = [f"long {row}" for row in range(19)] + [f"short {row}" for row in range(6)]
+    ALL_STARTED.clear()
     assert sorted(run_in_threads(20, wait_for_short_tasks, names)) == sorted(names)
     assert len({address for address, _ in CALLS[:20]}) == 20
     assert len({address for address, name in CALLS if name.startswith("short")}) == 1
