@@ -33,7 +33,6 @@ PositiveFloat = Annotated[float, Meta(gt=0, le=1e9, description="a number above 
 MISSING = "nothing (the key is missing)"
 WRONG_FIELD = re.compile(r"Object (missing required|contains unknown) field `(.+?)`")
 PATH = re.compile(r" - at `(?:key in )?\$(.*)`$")
-NUMERAL = re.compile(r"\s*[-+]?\d*\.?\d*\s*")
 STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
 NAMES: dict[type, str] = {
     inspect.CustomType: "a path",
@@ -64,7 +63,7 @@ def convert(
     try:
         return msgspec.convert(value, kind, strict=strict, dec_hook=_to_path)
     except msgspec.ValidationError as error:
-        raise _to_input_error(str(error), value, kind, file, where) from None
+        raise _to_input_error(str(error), value, kind, file, where, strict) from None
 
 
 def read_json_as(path: Path | str, kind: type[Kind]) -> Kind:
@@ -82,7 +81,9 @@ def _to_path(kind: type, value: Any) -> Path:
     return Path(value)
 
 
-def _to_input_error(message: str, value: Any, kind: Any, file: object, where: str) -> InputError:
+def _to_input_error(
+    message: str, value: Any, kind: Any, file: object, where: str, strict: bool
+) -> InputError:
     path = PATH.search(message)
     if path and "..." in path[1]:
         # `_wrong_key` changes mappings.
@@ -109,7 +110,7 @@ def _to_input_error(message: str, value: Any, kind: Any, file: object, where: st
             return bad_field(file, inner, expected, "an unknown field")
         return bad_field(file, inner, _describe(_descend(info, field[2], "")), MISSING)
     expected = _describe(info)
-    if isinstance(found, str) and "number" in expected and NUMERAL.fullmatch(found):
+    if strict and isinstance(found, str) and "number" in expected:
         # "expected a whole number, found 128" would not say what is wrong.
         found = repr(found)
     return bad_field(file, where or "content", expected, found)
