@@ -33,6 +33,7 @@ PositiveFloat = Annotated[float, Meta(gt=0, le=1e9, description="a number above 
 MISSING = "nothing (the key is missing)"
 WRONG_FIELD = re.compile(r"Object (missing required|contains unknown) field `(.+?)`")
 PATH = re.compile(r" - at `(?:key in )?\$(.*)`$")
+NUMERAL = re.compile(r"\s*[-+.\d]+\s*")
 STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
 NAMES: dict[type, str] = {
     inspect.CustomType: "a path",
@@ -110,7 +111,7 @@ def _to_input_error(
             return bad_field(file, inner, expected, "an unknown field")
         return bad_field(file, inner, _describe(_descend(info, field[2], "")), MISSING)
     expected = _describe(info)
-    if strict and isinstance(found, str) and "number" in expected:
+    if strict and isinstance(found, str) and NUMERAL.fullmatch(found):
         # "expected a whole number, found 128" would not say what is wrong.
         found = repr(found)
     return bad_field(file, where or "content", expected, found)
