@@ -400,7 +400,11 @@ def test_wrong_folders(folders, vocabulary, tmp_path, edit, text, capfd):
 @pytest.mark.parametrize(
     ("edit", "text"),
     [
-        (lambda file: file.unlink(), "found no tokens of its own for person; are its files"),
+        # transformers 4 refuses such a folder itself.
+        (
+            lambda file: file.unlink(),
+            "found no tokens of its own for person; are its files|: expected hf-z",
+        ),
         (lambda file: file.write_text(""), "--detector: expected hf-zero-shot: "),
         (lambda file: file.write_text("person"), "--detector: expected hf-zero-shot: "),
         (lambda file: file.write_text("[UNK]\nperson\n."), "no tokens of its own for horse"),
