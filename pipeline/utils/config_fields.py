@@ -104,8 +104,10 @@ def list_settings(config: type) -> dict[str, tuple[Setting, type]]:
 
 
 def check_share(name: str, value: float) -> None:
-    """Raises:
-    InputError: the value is neither a fraction below 1 nor a whole number.
+    """Checks a value that is a share of the images below 1, and their number from 1 on.
+
+    Raises:
+        InputError: a number from 1 on is not whole.
     """
     if value >= 1 and value % 1:
         raise InputError(f"{name}: expected a fraction below 1 or a whole number, found {value:g}")
